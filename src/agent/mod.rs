@@ -1,0 +1,3 @@
+//! The shell of a node.
+
+pub mod dataplane;

@@ -1,0 +1,1 @@
+//! One packet in, one verdict out.

@@ -1,0 +1,3 @@
+//! Kernel handles in safe form.
+
+pub mod netlink;
