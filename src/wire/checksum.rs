@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::inner::{Inner, protocol};
+
 /// Adds bytes to a running one's complement sum; an odd last byte is padded with zero.
 pub fn add_bytes(mut sum: u64, bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
@@ -51,6 +53,23 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(u64::from(!checksum) + u64::from(!old) + u64::from(new))
 }
 
+/// Completes the partial checksum of a whole TCP or UDP packet in place; other packets stay as
+/// they are. A UDP sum of 0 becomes 0xffff (RFC 768).
+pub fn complete(packet: &mut [u8], inner: &Inner) {
+    let Some(offset) = inner.checksum_offset() else { return };
+    let transport = usize::from(inner.transport);
+    let place = transport + usize::from(offset);
+    let Some(field) = packet.get_mut(place..place + 2) else { return };
+    field.copy_from_slice(&[0, 0]);
+    let segment = &packet[transport..];
+    let pseudo = pseudo_header(inner.source, inner.destination, inner.protocol, segment.len());
+    let sum = match (!fold(add_bytes(pseudo, segment)), inner.protocol) {
+        (0, protocol::UDP) => 0xffff,
+        (sum, _) => sum,
+    };
+    packet[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -74,6 +93,20 @@ mod tests {
         fn equals_the_sum_of_words(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             // 0 and 0xffff are the same number in one's complement.
             prop_assert_eq!(fold(add_bytes(0, &bytes)) % 0xffff, slow(&bytes) % 0xffff);
+        }
+
+        #[test]
+        fn a_completed_sum_is_the_one_that_etherparse_makes(v6: bool, tcp: bool, payload in proptest::collection::vec(any::<u8>(), 0..100)) {
+            use etherparse::PacketBuilder;
+            let ip = if v6 { PacketBuilder::ipv6([1; 16], [2; 16], 9) } else { PacketBuilder::ipv4([1; 4], [2; 4], 9) };
+            let mut packet = Vec::new();
+            if tcp { ip.tcp(1, 2, 3, 4).write(&mut packet, &payload).unwrap() } else { ip.udp(1, 2).write(&mut packet, &payload).unwrap() }
+            let inner = Inner::parse(&packet).unwrap();
+            let mut partial = packet.clone();
+            let place = usize::from(inner.transport + inner.checksum_offset().unwrap());
+            partial[place..place + 2].copy_from_slice(&[0xab, 0xcd]);
+            complete(&mut partial, &inner);
+            prop_assert_eq!(partial, packet);
         }
 
         #[test]

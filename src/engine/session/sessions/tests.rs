@@ -285,6 +285,7 @@ fn echoes_measure_round_trip_and_loss() {
     let mut pair = Pair::new();
     pair.demand();
     pair.settle();
+    pair.send_a(b"x").unwrap();
     for second in 0..20 {
         pair.step(Duration::from_secs(1));
         let request = pair.a.drain().remove(0);

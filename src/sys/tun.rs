@@ -1,0 +1,81 @@
+//! Opening TUN queues. The offloaded queue is opened here, because tun-tap fixes its flags in C and
+//! cannot ask for IFF_VNET_HDR; the plain queue is tun-tap's.
+
+use std::{
+    ffi::CStr,
+    fs::OpenOptions,
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+};
+
+use crate::types::Offloads;
+
+/// Opens a new device with a virtio_net_hdr in front of each packet, one queue, non-blocking,
+/// without O_CLOEXEC gaps. `pattern` may contain `%d`; the device's name is returned.
+pub fn open_vnet(pattern: &str, offloads: Offloads) -> io::Result<(OwnedFd, String)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    let mut request = interface_request(pattern)?;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the descriptor is open and `request` is a whole `ifreq`, as TUNSETIFF reads and
+    // writes it.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+    check(result)?;
+    let flags = libc::c_ulong::from(offload_flags(offloads));
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
+    check(result)?;
+    Ok((file.into(), interface_name(&request)))
+}
+
+/// Opens a new device without any header or offload, by tun-tap, non-blocking.
+pub fn open_plain(pattern: &str) -> io::Result<(OwnedFd, String)> {
+    let device = tun_tap::Iface::without_packet_info(pattern, tun_tap::Mode::Tun)?;
+    device.set_non_blocking()?;
+    let name = device.name().trim_end_matches('\0').to_owned();
+    let raw = device.into_raw_fd();
+    // SAFETY: `into_raw_fd` gave the descriptor away to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok((fd, name))
+}
+
+/// The bits of TUNSETOFFLOAD.
+fn offload_flags(offloads: Offloads) -> libc::c_uint {
+    let bits = [
+        (offloads.tun_csum, libc::TUN_F_CSUM),
+        (offloads.tun_tso4, libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN),
+        (offloads.tun_tso6, libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN),
+        (offloads.tun_uso4, libc::TUN_F_USO4),
+        (offloads.tun_uso6, libc::TUN_F_USO6),
+    ];
+    bits.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit)
+}
+
+fn interface_request(pattern: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if pattern.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(pattern.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn interface_name(request: &libc::ifreq) -> String {
+    let bytes = request.ifr_name.map(|c| c as u8);
+    CStr::from_bytes_until_nul(&bytes).unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
