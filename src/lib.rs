@@ -39,6 +39,8 @@ pub mod cli;
 pub mod engine;
 pub mod io;
 pub mod manager;
+#[cfg(feature = "plant")]
+pub mod plant;
 pub mod sys;
 pub mod types;
 pub mod wire;

@@ -24,8 +24,7 @@ pub struct Train {
 /// `stride >= bytes.len()` it is one plain datagram. Never blocks.
 pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], stride: usize, to: &SocketAddr) -> io::Result<()> {
     let (mut name, name_len) = to_storage(to);
-    let mut part =
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control::<{ CONTROL_SEND }>::new();
     // SAFETY: `msghdr` is plain data for which zeros are valid.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -100,10 +99,8 @@ const fn filter(code: u16, k: u32) -> libc::sock_filter {
 }
 
 fn attach(fd: BorrowedFd<'_>, option: i32, program: &[libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
+    let program =
+        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     set_option(fd, libc::SOL_SOCKET, option, &program)
 }
 

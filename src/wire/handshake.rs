@@ -223,8 +223,8 @@ impl Payload {
         put(&mut bytes, 16, &self.start_count.to_be_bytes());
         put(&mut bytes, 24, &self.counter.to_be_bytes());
         put(&mut bytes, 32, &self.index.to_be_bytes());
-        let ciphers = u8::from(self.ciphers.aes_256_gcm) * AES_256_GCM
-            | u8::from(self.ciphers.chacha20_poly1305) * CHACHA20_POLY1305;
+        let ciphers = (u8::from(self.ciphers.aes_256_gcm) * AES_256_GCM)
+            | (u8::from(self.ciphers.chacha20_poly1305) * CHACHA20_POLY1305);
         let tail = [self.versions.lowest, self.versions.highest, ciphers, self.lanes];
         put(&mut bytes, 36, &tail);
         bytes

@@ -74,6 +74,7 @@ pub struct Tables {
     networks: Vec<NetworkTable>,
     by_vni: HashMap<Vni, usize>,
     peers: Vec<PeerRoute>,
+    peer_numbers: HashMap<NodeId, usize>,
     ports: HashMap<PortId, LocalPort>,
 }
 
@@ -113,10 +114,9 @@ impl Tables {
         underlay_mtu: u16,
     ) -> Self {
         let mut tables = Self::default();
-        let mut peer_numbers = BTreeMap::new();
         for peer in table.peers.values() {
             let Some(link) = links.get(&peer.id) else { continue };
-            peer_numbers.insert(peer.id, tables.peers.len());
+            tables.peer_numbers.insert(peer.id, tables.peers.len());
             tables.peers.push(PeerRoute {
                 id: peer.id,
                 link: link.clone(),
@@ -140,7 +140,7 @@ impl Tables {
             let addresses: Vec<IpAddr> = endpoint.addresses.iter().map(IpNet::addr).collect();
             let host = if endpoint.node == table.node {
                 ports.get(&endpoint.id).map_or(Host::Detached, |port| Host::Local(*port))
-            } else if let Some(&peer) = peer_numbers.get(&endpoint.node) {
+            } else if let Some(&peer) = tables.peer_numbers.get(&endpoint.node) {
                 Host::Remote(peer)
             } else {
                 continue;
@@ -167,7 +167,7 @@ impl Tables {
 
     /// Finds a peer.
     pub fn find_peer(&self, id: NodeId) -> Option<&PeerRoute> {
-        self.peers.iter().find(|peer| peer.id == id)
+        self.peer_numbers.get(&id).map(|number| &self.peers[*number])
     }
 
     /// Decides on a packet that the container behind `port` sent.

@@ -6,7 +6,7 @@
 
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use std::time::Duration;
 
@@ -167,6 +167,7 @@ pub struct ReceiveKey {
     windows: [Mutex<Window>; MAX_LANES as usize],
     opened: [Counter; MAX_LANES as usize],
     failures: AtomicU64,
+    confirmed: AtomicBool,
 }
 
 /// An opened datagram.
@@ -197,6 +198,7 @@ impl ReceiveKey {
             windows: std::array::from_fn(|_| Mutex::new(Window::new())),
             opened: Default::default(),
             failures: AtomicU64::new(0),
+            confirmed: AtomicBool::new(false),
         })
     }
 
@@ -218,6 +220,16 @@ impl ReceiveKey {
     /// How many datagrams were opened, all lanes together.
     pub fn opened(&self) -> u64 {
         self.opened.iter().map(|c| c.0.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether the session thread still has to hear that a datagram opened.
+    pub fn is_unconfirmed(&self) -> bool {
+        !self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the session thread was told.
+    pub fn set_confirmed(&self) {
+        self.confirmed.store(true, Ordering::Relaxed);
     }
 
     /// Opens a datagram in place. Its counter is marked only after it opened.

@@ -145,11 +145,13 @@ impl Link {
         !self.demanded.swap(true, Relaxed)
     }
 
-    pub(super) fn clear_demand(&self) {
+    /// Forgets a demand: it was answered, or could not be told.
+    pub fn clear_demand(&self) {
         self.demanded.store(false, Relaxed);
     }
 
-    pub(super) fn set_active(&self, active: bool) {
+    /// Notes whether the session thread watches the peer.
+    pub fn set_active(&self, active: bool) {
         self.active.store(active, Relaxed);
     }
 

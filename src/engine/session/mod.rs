@@ -25,7 +25,7 @@ pub use keys::{Cipher, OpenError, REJECT_AFTER, ReceiveKey, SealError, SendKey};
 pub use link::{Directory, Link, LinkCounters, LinkStatus};
 pub use primitives::public_key;
 pub use replay::{Replay, Window};
-pub use sessions::{Output, Sessions, Settings};
+pub use sessions::{Output, Random, Sessions, Settings};
 
 /// The key pair of a node's sessions: X25519, made on the node and never sent.
 pub struct Identity {

@@ -25,7 +25,7 @@ use super::{
     keys::{Cipher, REJECT_AFTER, ReceiveKey, SendKey},
     link::{Directory, Link},
     mac::{MacKey, mac2},
-    sessions::{COOKIE_LIFE, Output, Settings, VERSIONS},
+    sessions::{COOKIE_LIFE, Output, Random, Settings, VERSIONS},
 };
 use crate::{
     types::{DropReason, Moment, NodeId, Peer, PeerState},
@@ -44,7 +44,7 @@ pub(super) struct Context {
     pub(super) settings: Settings,
     pub(super) identity: Identity,
     pub(super) directory: Arc<Directory>,
-    pub(super) random: Box<dyn FnMut(&mut [u8]) + Send>,
+    pub(super) random: Random,
     pub(super) outputs: VecDeque<Output>,
     /// How many initiations were made since the start.
     pub(super) initiations: u64,

@@ -64,6 +64,9 @@ pub enum Output {
     },
 }
 
+/// Fills its argument with bytes that nobody can guess.
+pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+
 /// The wire versions that this program speaks.
 pub(super) const VERSIONS: VersionRange = VersionRange { lowest: VERSION, highest: VERSION };
 
@@ -80,12 +83,12 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A node without peers. `random` fills its argument with bytes that nobody can guess.
+    /// A node without peers.
     pub fn new(
         settings: Settings,
         identity: Identity,
         directory: Arc<Directory>,
-        mut random: Box<dyn FnMut(&mut [u8]) + Send>,
+        mut random: Random,
     ) -> Self {
         let mut key = [0; 16];
         random(&mut key);
@@ -324,11 +327,7 @@ struct Cookies {
 }
 
 impl Cookies {
-    fn current(
-        &mut self,
-        random: &mut Box<dyn FnMut(&mut [u8]) + Send>,
-        now: Moment,
-    ) -> &CookieSecret {
+    fn current(&mut self, random: &mut Random, now: Moment) -> &CookieSecret {
         let fresh = |made: Moment| now.since(made) < COOKIE_LIFE;
         let (secret, _) = match self.secret.take() {
             Some((secret, made)) if fresh(made) => self.secret.insert((secret, made)),

@@ -1,0 +1,66 @@
+//! A TUN device's queue. The device lives as long as the queue: whatever namespace it was moved
+//! into, it is gone when this is dropped.
+
+use std::{
+    io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use crate::{sys, types::Offloads};
+
+/// What stands in front of each packet of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// A `virtio_net_hdr`.
+    Vnet,
+    /// Nothing.
+    Plain,
+}
+
+/// A queue.
+pub struct Tun {
+    fd: OwnedFd,
+    name: String,
+    framing: Framing,
+}
+
+impl Tun {
+    /// Makes a device in the calling thread's network namespace under a name that nobody has.
+    pub fn create(offloads: Offloads) -> io::Result<Self> {
+        let (framing, (fd, name)) = if offloads.tun_vnet {
+            (Framing::Vnet, sys::tun::open_vnet(NAME_PATTERN, offloads)?)
+        } else {
+            (Framing::Plain, sys::tun::open_plain(NAME_PATTERN)?)
+        };
+        Ok(Self { fd, name, framing })
+    }
+
+    /// Returns the name that the device was made under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns what stands in front of each packet.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Reads one packet, framing first. Never blocks.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.fd, buffer)?)
+    }
+
+    /// Writes one packet gathered from `parts`, framing first. Never blocks.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        rustix::io::writev(&self.fd, parts)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const NAME_PATTERN: &str = "ovl%d";
