@@ -231,7 +231,7 @@ mod tests {
             let bytes: Vec<u8> = (0..2500u32).map(|i| i as u8).collect();
             send(sender.as_fd(), &bytes, 1000, &receiver.local_addr().unwrap()).unwrap();
             let mut buffer = vec![0; 65_536];
-            let mut got = Vec::new();
+            let mut got: Vec<u8> = Vec::new();
             while got.len() < bytes.len() {
                 receiver.peek(&mut [0]).unwrap();
                 let train = receive(receiver.as_fd(), &mut buffer).unwrap();
@@ -254,18 +254,16 @@ mod tests {
 
     #[test]
     fn a_group_is_steered_by_a_byte() {
-        let sockets = [(); 2].map(|()| {
+        let open = |address: SocketAddr| {
             use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
             let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
             sockopt::set_socket_reuseport(&socket, true).unwrap();
-            (socket, bind::<SocketAddr>)
-        });
-        let first = "127.0.0.1:0".parse::<SocketAddr>().unwrap();
-        (sockets[0].1)(&sockets[0].0, &first).unwrap();
-        let a = UdpSocket::from(sockets[0].0.try_clone().unwrap());
+            bind(&socket, &address).unwrap();
+            UdpSocket::from(socket)
+        };
+        let a = open("127.0.0.1:0".parse().unwrap());
         let address = a.local_addr().unwrap();
-        (sockets[1].1)(&sockets[1].0, &address).unwrap();
-        let b = UdpSocket::from(sockets[1].0.try_clone().unwrap());
+        let b = open(address);
         steer_by_byte(a.as_fd(), 2, 2).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for lane in [0, 1, 2, 3, 17, 255u8] {

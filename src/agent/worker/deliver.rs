@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     agent::shared::Port,
-    engine::datapath::{offload::Segmentation, segment::Segments},
+    engine::datapath::{
+        offload::Segmentation,
+        segment::{MAX_HEADER, Segments},
+    },
     io::tun::Framing,
     types::{DropReason, PacketsBytes},
     wire::{
@@ -38,30 +41,17 @@ pub(super) fn takes_super(port: &Port, inner: &Inner) -> bool {
         }
 }
 
-/// Writes one packet or super-packet, gathered from `parts` behind the first place, which is for
-/// the framing.
-pub(super) fn write_parts(
-    port: &Port,
-    vnet: &VnetHeader,
-    parts: &mut [IoSlice<'_>],
-) -> std::io::Result<()> {
-    let header = vnet.emit();
+/// Writes one packet or super-packet gathered from `parts`, of which the first is the framing.
+pub(super) fn write_parts(port: &Port, parts: &[IoSlice<'_>]) -> std::io::Result<()> {
     match port.tun.framing() {
         Framing::Plain => port.tun.write(&parts[1..]),
-        Framing::Vnet => {
-            // The header must live as long as the write, not as long as the parts.
-            let mut all = [IoSlice::new(&[]); MAX_PARTS];
-            let count = parts.len().min(MAX_PARTS);
-            all[0] = IoSlice::new(&header);
-            all[1..count].copy_from_slice(&parts[1..count]);
-            port.tun.write(&all[..count])
-        }
+        Framing::Vnet => port.tun.write(parts),
     }
 }
 
 /// Writes one packet.
 pub(super) fn write_packet(port: &Port, vnet: &VnetHeader, packet: &[u8]) -> std::io::Result<()> {
-    write_parts(port, vnet, &mut [IoSlice::new(&[]), IoSlice::new(packet)])
+    write_parts(port, &[IoSlice::new(&vnet.emit()), IoSlice::new(packet)])
 }
 
 impl Worker {
@@ -69,7 +59,7 @@ impl Worker {
     pub(super) fn deliver_local(&mut self, from: &Port, to: &Port, outbound: Outbound, end: usize) {
         let Outbound { inner, checksum, segmentation } = &outbound;
         let packet = &mut self.outbound[ROOM..end];
-        let count = packet_count(packet, &outbound);
+        let count = packet_count(&outbound);
         let whole = match segmentation {
             Segmentation::None => true,
             Segmentation::Tcp(_) | Segmentation::Udp(_) => takes_super(to, inner),
@@ -95,8 +85,9 @@ impl Worker {
     /// Cuts a super-packet for a device that takes none; returns how many packets failed.
     fn deliver_cut(&mut self, to: &Port, outbound: &Outbound, end: usize) -> u64 {
         let buffer = &mut self.outbound[ROOM..end];
-        let Some(mut segments) = Segments::new(buffer, &outbound.inner, outbound.segmentation)
-        else {
+        let mut template = [0; MAX_HEADER];
+        let Outbound { inner, segmentation, .. } = outbound;
+        let Some(mut segments) = Segments::new(&mut template, buffer, inner, *segmentation) else {
             return 0;
         };
         let mut failed = 0;

@@ -52,8 +52,14 @@ struct Growing<'a> {
     run: Run,
     route: &'a PeerRoute,
     port: &'a Arc<Port>,
-    first: Range<usize>,
-    checksum: Checksum,
+    first: (u32, u32),
+}
+
+impl Growing<'_> {
+    /// Where the first packet lies.
+    fn first(&self) -> Range<usize> {
+        self.first.0 as usize..self.first.1 as usize
+    }
 }
 
 /// What a datagram turned out to be.
@@ -202,7 +208,7 @@ impl Worker {
                 && takes_super(port, &inner)
                 && growing.route.id == route.id
                 && growing.run.append(
-                    &bytes[growing.first.clone()],
+                    &bytes[growing.first()],
                     &bytes[range.clone()],
                     &inner,
                     checksum,
@@ -215,26 +221,28 @@ impl Worker {
             self.deliver_run(growing);
         }
         let run = Run::start(&self.inbound.bytes[range.clone()], &inner, checksum);
-        Some(Growing { run, route, port, first: range, checksum })
+        Some(Growing { run, route, port, first: (range.start as u32, range.end as u32) })
     }
 
     /// Writes a run to its device.
     fn deliver_run(&mut self, growing: Growing<'_>) {
-        let Growing { run, route, port, first, checksum } = growing;
+        let first = growing.first();
+        let Growing { run, route, port, .. } = growing;
         let count = PacketsBytes { packets: run.count() as u64, bytes: run.bytes() as u64 };
         let bytes = &mut self.inbound.bytes;
         let written = if run.count() == 1 && !takes_partial(port) {
-            deliver_single(port, bytes, first, checksum)
+            deliver_single(port, bytes, first, run.checksum())
         } else {
-            let vnet = run.finish(&mut bytes[first.clone()]);
+            let header = run.finish(&mut bytes[first.clone()]).emit();
             let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+            parts[0] = IoSlice::new(&header);
             parts[1] = IoSlice::new(&bytes[first]);
             for (place, (from, to)) in
                 parts[2..].iter_mut().zip(&self.inbound.payloads[1..run.count()])
             {
                 *place = IoSlice::new(&bytes[*from as usize..*to as usize]);
             }
-            write_parts(port, &vnet, &mut parts[..=run.count()])
+            write_parts(port, &parts[..=run.count()])
         };
         let counters = route.link.counters(self.index);
         match written {

@@ -16,7 +16,7 @@ use crate::{
     engine::datapath::{
         PortId, Reply, Verdict, mss,
         offload::{self, Segmentation},
-        segment::Segments,
+        segment::{self, MAX_HEADER, Segments},
     },
     io::tun::Framing,
     types::{DropReason, PacketsBytes, Vni},
@@ -83,8 +83,7 @@ impl Worker {
             },
             Verdict::Reply(reply) => self.answer(port, &outbound, reply, end),
             Verdict::Drop(reason) => {
-                let count = packet_count(&self.outbound[ROOM..end], &outbound).packets;
-                self.drop_packets(reason, count);
+                self.drop_packets(reason, packet_count(&outbound).packets);
             }
         }
     }
@@ -117,13 +116,15 @@ impl Worker {
             false => NextProtocol::Ipv6(outbound.checksum),
         };
         let prefix = Prefix { vni, next }.emit();
-        let count = packet_count(&self.outbound[ROOM..end], &outbound);
+        let count = packet_count(&outbound);
         let place = (inner.flow_hash() % self.lanes.len() as u64) as usize;
         let lane = self.lanes[place].number;
         let Ok(mut counter) = key.reserve(lane, count.packets, self.now) else {
             return self.stage(port, link.peer(), start, end);
         };
-        let mut segments = Segments::new(&self.outbound[ROOM..end], inner, outbound.segmentation);
+        let mut template = [0; MAX_HEADER];
+        let packet = &self.outbound[ROOM..end];
+        let mut segments = Segments::new(&mut template, packet, inner, outbound.segmentation);
         loop {
             let range = match &mut segments {
                 Some(segments) => match segments.next(&mut self.outbound[ROOM..end]) {
@@ -203,11 +204,11 @@ impl Worker {
         let packet = &self.outbound[ROOM..end];
         let len = match reply {
             Reply::Echo => {
-                port.sent(self.index, packet_count(packet, outbound));
+                port.sent(self.index, packet_count(outbound));
                 icmp::echo_reply(packet, &outbound.inner, &mut self.reply)
             }
             Reply::Error { error, gateway, reason } => {
-                self.drop_packets(reason, packet_count(packet, outbound).packets);
+                self.drop_packets(reason, packet_count(outbound).packets);
                 icmp::error(error, gateway, packet, &outbound.inner, &mut self.reply)
             }
         };
@@ -218,11 +219,8 @@ impl Worker {
 }
 
 /// How many packets a super-packet is, and their bytes.
-pub(super) fn packet_count(packet: &[u8], outbound: &Outbound) -> PacketsBytes {
-    match Segments::new(packet, &outbound.inner, outbound.segmentation) {
-        Some(cut) => PacketsBytes { packets: cut.count() as u64, bytes: cut.total_len() as u64 },
-        None => PacketsBytes { packets: 1, bytes: packet.len() as u64 },
-    }
+pub(super) fn packet_count(outbound: &Outbound) -> PacketsBytes {
+    segment::count(&outbound.inner, outbound.segmentation)
 }
 
 /// Where reading starts, so that the packet itself lies at [`ROOM`].

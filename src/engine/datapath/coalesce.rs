@@ -18,9 +18,9 @@ use crate::wire::{
 pub struct Run {
     first: Inner,
     /// Payload of every packet but the last.
-    size: usize,
-    payload: usize,
-    count: usize,
+    size: u16,
+    payload: u16,
+    count: u16,
     next_sequence: u32,
     push: bool,
     open: bool,
@@ -30,7 +30,7 @@ pub struct Run {
 impl Run {
     /// Starts a run with a packet of any kind.
     pub fn start(packet: &[u8], inner: &Inner, checksum: Checksum) -> Self {
-        let size = usize::from(inner.len - inner.payload);
+        let size = inner.len - inner.payload;
         let plain = checksum == Checksum::Partial && inner.fragment == Fragment::Whole && size > 0;
         let open = match inner.protocol {
             protocol::TCP => plain && inner.tcp_flags == tcp_flags::ACK && no_extensions(inner),
@@ -38,7 +38,7 @@ impl Run {
             _ => false,
         };
         let next_sequence = match inner.protocol {
-            protocol::TCP => sequence(packet, inner).wrapping_add(size as u32),
+            protocol::TCP => sequence(packet, inner).wrapping_add(u32::from(size)),
             _ => 0,
         };
         Self {
@@ -55,23 +55,33 @@ impl Run {
 
     /// How many packets it has.
     pub fn count(&self) -> usize {
-        self.count
+        usize::from(self.count)
+    }
+
+    /// Whether its packets' checksums are partial.
+    pub fn checksum(&self) -> Checksum {
+        self.checksum
     }
 
     /// The length of all its packets, before they were joined.
     pub fn bytes(&self) -> usize {
-        self.payload + self.count * usize::from(self.first.payload)
+        usize::from(self.payload) + self.count() * usize::from(self.first.payload)
     }
 
     /// Takes a packet into the run if it continues it. `first` is the packet that started the run.
     pub fn append(&mut self, first: &[u8], packet: &[u8], inner: &Inner, sum: Checksum) -> bool {
-        let size = usize::from(inner.len - inner.payload);
+        let size = inner.len - inner.payload;
         let fits = self.open
-            && self.count < MAX_COUNT
+            && self.count() < MAX_COUNT
             && sum == Checksum::Partial
             && size > 0
             && size <= self.size
-            && usize::from(self.first.payload) + self.payload + size <= MAX_LEN
+            && self
+                .first
+                .payload
+                .checked_add(self.payload)
+                .and_then(|l| l.checked_add(size))
+                .is_some()
             && inner.fragment == Fragment::Whole
             && inner.protocol == self.first.protocol
             && inner.ports == self.first.ports
@@ -89,7 +99,7 @@ impl Run {
             if !flags_fit || !continues || !same_tcp(first, packet, inner) {
                 return false;
             }
-            self.next_sequence = self.next_sequence.wrapping_add(size as u32);
+            self.next_sequence = self.next_sequence.wrapping_add(u32::from(size));
             self.push = inner.tcp_flags & tcp_flags::PSH != 0;
         }
         self.payload += size;
@@ -119,7 +129,7 @@ impl Run {
                 (_, true) => gso::TCPV4,
                 (_, false) => gso::TCPV6,
             };
-            vnet.gso_size = self.size as u16;
+            vnet.gso_size = self.size;
             self.rewrite(first);
         }
         vnet
@@ -127,7 +137,7 @@ impl Run {
 
     fn rewrite(&self, packet: &mut [u8]) {
         let transport = usize::from(self.first.transport);
-        let total = usize::from(self.first.payload) + self.payload;
+        let total = usize::from(self.first.payload) + usize::from(self.payload);
         if self.first.is_ipv4() {
             packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
             let sum = checksum::ipv4_header(&packet[..transport.min(60)]);
@@ -182,8 +192,6 @@ fn same_tcp(a: &[u8], b: &[u8], inner: &Inner) -> bool {
     same(start + 8..start + 13) && same(start + 14..start + 16) && same(start + 18..end)
 }
 
-/// Of an IPv4 packet.
-const MAX_LEN: usize = 65_535;
 /// The kernel's own limit on segments of a UDP super-packet before 6.9, and of a read train.
 pub const MAX_COUNT: usize = 64;
 
@@ -192,7 +200,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::datapath::{offload::Segmentation, segment::Segments};
+    use crate::engine::datapath::{
+        offload::Segmentation,
+        segment::{MAX_HEADER, Segments},
+    };
 
     fn tcp(
         v6: bool,
@@ -235,7 +246,8 @@ mod tests {
             let inner = Inner::parse(&original).unwrap();
             let how = if udp { Segmentation::Udp(size) } else { Segmentation::Tcp(size) };
             let mut buffer = original.clone();
-            let mut segments = Segments::new(&buffer, &inner, how).unwrap();
+            let mut template = [0; MAX_HEADER];
+            let mut segments = Segments::new(&mut template, &buffer, &inner, how).unwrap();
             let mut packets = Vec::new();
             while let Some(range) = segments.next(&mut buffer) {
                 packets.push(buffer[range].to_vec());

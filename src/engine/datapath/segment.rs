@@ -11,18 +11,34 @@
 use std::ops::Range;
 
 use super::offload::Segmentation;
-use crate::wire::{
-    checksum,
-    inner::{Inner, protocol, tcp_flags},
+use crate::{
+    types::PacketsBytes,
+    wire::{
+        checksum,
+        inner::{Inner, protocol, tcp_flags},
+    },
 };
 
 /// The longest header that is stamped: IP with options and extensions, and TCP.
 pub const MAX_HEADER: usize = 128;
 
+/// How many packets a packet becomes, and how many bytes they have together.
+pub fn count(inner: &Inner, segmentation: Segmentation) -> PacketsBytes {
+    let (len, header) = (u64::from(inner.len), u64::from(inner.payload));
+    match segmentation {
+        Segmentation::Tcp(size) | Segmentation::Udp(size) if size > 0 && len > header => {
+            let packets = (len - header).div_ceil(u64::from(size));
+            PacketsBytes { packets, bytes: len - header + packets * header }
+        }
+        Segmentation::None | Segmentation::Tcp(_) | Segmentation::Udp(_) => {
+            PacketsBytes { packets: 1, bytes: len }
+        }
+    }
+}
+
 /// A super-packet that is being cut.
-pub struct Segments {
-    header: [u8; MAX_HEADER],
-    header_len: usize,
+pub struct Segments<'a> {
+    header: &'a [u8],
     transport: usize,
     size: usize,
     /// Where the next payload starts in the packet.
@@ -35,19 +51,24 @@ pub struct Segments {
     pseudo: u64,
 }
 
-impl Segments {
-    /// Prepares to cut `packet`; `None` if it is not to be cut, or could not be.
-    pub fn new(packet: &[u8], inner: &Inner, segmentation: Segmentation) -> Option<Self> {
+impl<'a> Segments<'a> {
+    /// Prepares to cut `packet`, whose header is kept in `template`; `None` if it is not to be
+    /// cut, or could not be.
+    pub fn new(
+        template: &'a mut [u8; MAX_HEADER],
+        packet: &[u8],
+        inner: &Inner,
+        segmentation: Segmentation,
+    ) -> Option<Self> {
         let size = match segmentation {
             Segmentation::None => return None,
             Segmentation::Tcp(size) | Segmentation::Udp(size) => usize::from(size),
         };
         let header_len = usize::from(inner.payload);
-        let mut header = [0; MAX_HEADER];
-        header.get_mut(..header_len)?.copy_from_slice(packet.get(..header_len)?);
+        let header = template.get_mut(..header_len)?;
+        header.copy_from_slice(packet.get(..header_len)?);
         (size > 0).then_some(Self {
             header,
-            header_len,
             transport: usize::from(inner.transport),
             size,
             at: header_len,
@@ -59,31 +80,16 @@ impl Segments {
         })
     }
 
-    /// How many packets come.
-    pub fn count(&self) -> usize {
-        (self.end - self.header_len).div_ceil(self.size)
-    }
-
-    /// The length of every packet but the last.
-    pub fn packet_len(&self) -> usize {
-        self.header_len + self.size
-    }
-
-    /// The length of all packets together.
-    pub fn total_len(&self) -> usize {
-        self.end - self.header_len + self.count() * self.header_len
-    }
-
     /// Stamps the next packet's header in front of its payload and returns where the packet lies.
     pub fn next(&mut self, packet: &mut [u8]) -> Option<Range<usize>> {
         if self.at >= self.end {
             return None;
         }
         let payload_len = self.size.min(self.end - self.at);
-        let start = self.at - self.header_len;
+        let start = self.at - self.header.len();
         let last = self.at + payload_len == self.end;
         let out = packet.get_mut(start..self.at)?;
-        out.copy_from_slice(&self.header[..self.header_len]);
+        out.copy_from_slice(self.header);
         self.stamp_ip(out, payload_len);
         self.stamp_transport(out, payload_len, last);
         self.index += 1;
@@ -92,7 +98,7 @@ impl Segments {
     }
 
     fn stamp_ip(&self, out: &mut [u8], payload_len: usize) {
-        let len = self.header_len + payload_len;
+        let len = self.header.len() + payload_len;
         if self.ipv4 {
             out[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             let id = u16::from_be_bytes([out[4], out[5]]).wrapping_add(self.index as u16);
@@ -106,7 +112,7 @@ impl Segments {
 
     /// Stamps what differs between segments (RFC 9293), and the partial checksum of this length.
     fn stamp_transport(&self, out: &mut [u8], payload_len: usize, last: bool) {
-        let length = self.header_len - self.transport + payload_len;
+        let length = self.header.len() - self.transport + payload_len;
         let partial = checksum::fold(self.pseudo + length as u64).to_be_bytes();
         let header = &mut out[self.transport..];
         if self.tcp {
@@ -157,8 +163,9 @@ mod tests {
             let mut packet = build(v6, tcp, &payload);
             let inner = Inner::parse(&packet).unwrap();
             let how = if tcp { Segmentation::Tcp(size) } else { Segmentation::Udp(size) };
-            let mut segments = Segments::new(&packet, &inner, how).unwrap();
-            let (count, total) = (segments.count(), segments.total_len());
+            let mut template = [0; MAX_HEADER];
+            let mut segments = Segments::new(&mut template, &packet, &inner, how).unwrap();
+            let PacketsBytes { packets: count, bytes: total } = count(&inner, how);
             let mut got: Vec<u8> = Vec::new();
             let (mut packets, mut bytes) = (0, 0);
             while let Some(range) = segments.next(&mut packet) {
@@ -183,7 +190,7 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
                 packets += 1;
-                bytes += whole.len();
+                bytes += whole.len() as u64;
             }
             prop_assert_eq!(got, payload);
             prop_assert_eq!((packets, bytes), (count, total));

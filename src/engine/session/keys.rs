@@ -250,11 +250,15 @@ impl ReceiveKey {
             return Err(OpenError::NotAuthentic);
         }
         let (_, sealed) = datagram.split_at_mut(HEADER_LEN);
+        let (plain, tag) = sealed.split_at_mut(sealed.len() - TAG_LEN);
         let nonce = Nonce::assume_unique_for_key(header.nonce());
-        let Ok(plain) = self.key.open_in_place(nonce, Aad::from(header.emit()), sealed) else {
+        // Not `open_in_place`, which first moves the ciphertext onto itself.
+        let opened =
+            self.key.open_in_place_separate_tag(nonce, Aad::from(header.emit()), tag, plain);
+        if opened.is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);
             return Err(OpenError::NotAuthentic);
-        };
+        }
         let lane = usize::from(header.lane);
         // A worker that panicked cannot have left a window half written: marking is one store.
         let mut window = self.windows[lane].lock().unwrap_or_else(PoisonError::into_inner);
