@@ -121,7 +121,10 @@ impl Ledger {
     /// Forgets the lab.
     pub fn remove(&self) -> anyhow::Result<()> {
         fs::remove_dir_all(&self.folder)
-            .with_context(|| format!("remove {}", self.folder.display()))
+            .with_context(|| format!("remove {}", self.folder.display()))?;
+        // The last lab takes the common folder with it; while another is up it is not empty.
+        let _ = fs::remove_dir(folder());
+        Ok(())
     }
 }
 

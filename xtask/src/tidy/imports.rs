@@ -217,11 +217,17 @@ impl<'ast> Visit<'ast> for Imports<'_> {
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let words: Vec<String> = path.segments.iter().map(|part| part.ident.to_string()).collect();
-        self.used(&words, false, path.span().start().line);
+        // A single word that nothing brought into scope is a local one.
+        if words.len() > 1 || self.names.contains_key(&words[0]) {
+            self.used(&words, false, path.span().start().line);
+        }
         syn::visit::visit_path(self, path);
     }
 
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let words: Vec<String> =
+            call.path.segments.iter().map(|part| part.ident.to_string()).collect();
+        self.used(&words, false, call.path.span().start().line);
         self.tokens(call.tokens.clone());
         syn::visit::visit_macro(self, call);
     }

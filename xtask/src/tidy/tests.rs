@@ -44,11 +44,11 @@ fn a_path_is_followed_however_it_is_written() {
         "use crate::{types, agent::{self, Link}};\nfn f() { let _: Link; }",
         "use crate::agent as helpers;\nfn f() -> helpers::Link { todo() }",
         "use crate as root;\nfn f(link: root::agent::Link) {}",
-        "use super::super::agent::Link;",
-        "fn f() { let _ = super::super::agent::Link; }",
+        "use super::super::super::agent::Link;",
+        "fn f() { let _ = super::super::super::agent::Link; }",
         "fn f() { x!(a, crate::agent::Link) }",
         "fn f() { use crate::agent; agent::Link }",
-        "mod inner { use super::super::super::agent::Link; }",
+        "mod inner { use super::super::super::super::agent::Link; }",
         "#[cfg(test)] mod tests { use crate::agent::Link; }",
     ] {
         let found = file("src/engine/datapath/nat.rs", format!("//! Planted.\n{code}")).unwrap();
