@@ -10,7 +10,7 @@ oc 1 network create blue >"$WORK/create.out"
 container 1 c1 blue
 container 2 c2 blue
 a=$(address c1 4) b=$(address c2 4)
-capture c1 eth0 "$WORK/c1.pcap" -s 128
+capture c1 eth0 "$WORK/c1.pcap" 128
 capture=$PID
 ping_from c1 "$b"
 transfer c1 c2 "$b" 30000000

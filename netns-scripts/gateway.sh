@@ -43,12 +43,12 @@ assert_match "$(cat "$WORK/ping.out")" "mtu ?[=:] ?1336" "too big over IPv6"
 # What the path taught c1 must not be what keeps its TCP small.
 in_ns c1 ip route flush cache
 in_ns c1 ip -6 route flush cache
-capture c2 eth0 "$WORK/syn.pcap" 'tcp[tcpflags] & tcp-syn != 0 or ip6'
+capture c2 eth0 "$WORK/syn.pcap" 128
 capture=$PID
 transfer c1 c2 "$b4" 5000000
 transfer c1 c2 "$b6" 5000000
 end_capture "$capture" "$WORK/syn.pcap"
-segments=$(tcpdump -n -r "$WORK/syn.pcap" 2>/dev/null | grep -o 'Flags \[S.\?\].* mss [0-9]*' | sed 's/.* mss //' | sort -un | tr '\n' ' ')
+segments=$(net c2 pcap-mss "$WORK/syn.pcap")
 say "MSS seen in handshakes: $segments"
 for mss in $segments; do
     [ "$mss" -le 1296 ] || die "an MSS of $mss does not fit the path"

@@ -169,18 +169,23 @@ transfer() {
 
 # --- captures ----------------------------------------------------------------------------------
 
-# capture NAMESPACE DEVICE FILE [TCPDUMP ARGUMENT...]: sets PID; end it with end_capture
+# tool NAME: builds a C program of tests/tools and sets TOOL to it
+tool() {
+    TOOL=$WORK/$1
+    [ -x "$TOOL" ] || cc -O2 -o "$TOOL" "$TOOLS/$1.c"
+}
+
+# capture NAMESPACE DEVICE FILE [BYTES]: sets PID; end it with end_capture
 capture() {
     local name=$1 device=$2 file=$3; shift 3
-    background "$name" "$file.log" tcpdump -n -i "$device" -w "$file" -U -B 65536 -Z root "$@"
-    wait_until 10 grep -q "listening on" "$file.log"
+    tool capture
+    serve "$name" "$file.log" "$TOOL" "$device" "$file" "$@"
 }
 
 # end_capture PID FILE: and make sure that nothing escaped it
 end_capture() {
-    kill -INT "$1"
-    wait_until 10 gone "$1"
-    grep -q "^0 packets dropped by kernel" "$2.log" || die "the capture is not whole: $(cat "$2.log")"
+    end "$1"
+    grep -q "^captured [0-9]* dropped 0$" "$2.log" || die "the capture is not whole: $(cat "$2.log")"
 }
 
 # --- refusals ----------------------------------------------------------------------------------

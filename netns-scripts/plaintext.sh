@@ -50,7 +50,7 @@ speak c1 c2 "$(address c2 4)"
 speak c2 c1 "$(address c1 4)"
 for pid in $daemons; do end "$pid"; done
 end_capture "$capture" "$WORK/sealed.pcap"
-[ "$(stat -c %s "$WORK/sealed.pcap")" -gt 12000000 ] || die "the capture misses the traffic"
+[ "$(stat -c %s "$WORK/sealed.pcap")" -gt 6000000 ] || die "the capture misses the traffic"
 for mark in $tcp_mark $dgram_mark "${token##*-}"; do
     assert_eq "$(found sealed "$mark")" 0 "packets in clear with $mark"
 done

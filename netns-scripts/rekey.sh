@@ -5,7 +5,7 @@
 #   c1 --- n1 ===underlay=== n2 --- c2        --rekey-interval 1s on both nodes
 . "$(dirname "$0")/lib.sh"
 
-cc -O2 -o "$WORK/numbered" "$TOOLS/numbered.c"
+tool numbered
 cluster 2 ipv4 --rekey-interval 1s
 oc 1 network create blue >"$WORK/create.out"
 container 1 c1 blue
@@ -18,8 +18,8 @@ field() { sed -n "s/.*\b$2 \([0-9]*\).*/\1/p" "$WORK/$1.out"; }
 # half of what arrives of a flood, the least of three
 rate=1000000000
 for _ in 1 2 3; do
-    serve c2 "$WORK/flood.out" "$WORK/numbered" receive "$addr" 5003
-    in_ns c1 "$WORK/numbered" send "$addr" 5003 0 1 >"$WORK/flooded.out"
+    serve c2 "$WORK/flood.out" "$TOOL" receive "$addr" 5003
+    in_ns c1 "$TOOL" send "$addr" 5003 0 1 >"$WORK/flooded.out"
     end "$PID"
     half=$(($(field flood per_second) / 2))
     [ $half -ge $rate ] || rate=$half
@@ -31,12 +31,12 @@ seconds=$((100000 / rate + 26))
 say "sending $rate datagrams/s for up to $seconds s"
 
 renewals=0 before=0
-serve c2 "$WORK/receive.out" "$WORK/numbered" receive "$addr" 5004
+serve c2 "$WORK/receive.out" "$TOOL" receive "$addr" 5004
 receiver=$PID
-background c1 "$WORK/send.out" "$WORK/numbered" send "$addr" 5004 "$rate" "$seconds"
+background c1 "$WORK/send.out" "$TOOL" send "$addr" 5004 "$rate" "$seconds"
 sender=$PID
 until gone "$sender"; do
-    age=$(oc 1 peers --json | json 'int(1000 * d[0]["key_age_s"])')
+    age=$(oc 1 peers --json | json 'int(1000 * (d[0]["key_age_s"] or 0))')
     [ "$age" -ge "$before" ] || renewals=$((renewals + 1))
     before=$age
 done

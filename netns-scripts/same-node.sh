@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 cluster 1
-capture n1 u0 "$WORK/underlay.pcap" udp
+capture n1 u0 "$WORK/underlay.pcap"
 capture=$PID
 oc 1 network create blue --subnet 10.9.0.0/24 --subnet fd09::/64 >"$WORK/create.out"
 container 1 c1 blue
@@ -18,4 +18,4 @@ for family in 4 6; do
     transfer c2 c1 "$a" 20000000
 done
 end_capture "$capture" "$WORK/underlay.pcap"
-assert_eq "$(net c1 pcap-count "$WORK/underlay.pcap" 1500 192.0.2.1)" "0 0" "datagrams on the underlay"
+assert_eq "$(net c1 pcap-count "$WORK/underlay.pcap" 1500 192.0.2.1)" "0 0" "packets on the underlay"

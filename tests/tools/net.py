@@ -7,6 +7,7 @@
     udp-check ADDR PORT SIZE...       sends a datagram of each size and checks what comes back, byte by byte
     mark ADDR PORT MARK               one echo request and one datagram filled with MARK; both must come back
     pcap-find FILE MARK               how many packets hold MARK
+    pcap-mss FILE                     the MSS of every SYN, sorted, each once
     pcap-count FILE MTU SOURCE        packets and bytes sent by SOURCE, super-packets split as for MTU
 """
 import hashlib
@@ -104,18 +105,39 @@ def mark_once(addr, port, mark):
 
 
 def packets(path):
-    """Yields (original length, bytes from the IP header on) of each packet of a capture."""
+    """Yields (length, bytes kept) of each packet of a capture, from the IP header on."""
     with open(path, "rb") as file:
-        magic, _, _, _, _, _, link = struct.unpack("<IHHiIII", file.read(24))
-        assert magic in (0xA1B2C3D4, 0xA1B23C4D), "a pcap file"
-        skip = {1: 14, 12: 0, 101: 0}[link]
+        file.read(24)
         while head := file.read(16):
             _, _, kept, length = struct.unpack("<IIII", head)
-            yield length - skip, file.read(kept)[skip:]
+            yield length, file.read(kept)
 
 
 def pcap_find(path, mark):
     print(sum(mark.encode() in data for _, data in packets(path)))
+
+
+def header(data):
+    """Returns the length of the IP header, the protocol and the sender; None for what is not IP."""
+    version = data[0] >> 4
+    if version == 4:
+        return (data[0] & 15) * 4, data[9], data[12:16]
+    if version == 6:
+        return 40, data[6], data[8:24]
+    return None
+
+
+def pcap_mss(path):
+    found = set()
+    for _, data in packets(path):
+        if not (ip := header(data)) or ip[1] != 6 or not data[ip[0] + 13] & 2:
+            continue
+        options = data[ip[0] + 20 : ip[0] + (data[ip[0] + 12] >> 4) * 4]
+        while options and options[0] != 0:
+            if options[0] == 2:
+                found.add(struct.unpack("!H", options[2:4])[0])
+            options = options[1 if options[0] == 1 else options[1]:]
+    print(*sorted(found))
 
 
 def pcap_count(path, mtu, source):
@@ -123,13 +145,9 @@ def pcap_count(path, mtu, source):
     source = socket.inet_pton(family(source), source)
     count = size = 0
     for length, data in packets(path):
-        version = data[0] >> 4
-        if version == 4:
-            head, proto, sender = (data[0] & 15) * 4, data[9], data[12:16]
-        elif version == 6:
-            head, proto, sender = 40, data[6], data[8:24]
-        else:
+        if not (ip := header(data)):
             continue
+        head, proto, sender = ip
         if sender != source:
             continue
         if proto == 6:
@@ -144,7 +162,7 @@ def pcap_count(path, mtu, source):
 
 VERBS = {
     "tcp-serve": tcp_serve, "tcp-send": tcp_send, "udp-echo": udp_echo, "udp-check": udp_check,
-    "mark": mark_once, "pcap-find": pcap_find, "pcap-count": pcap_count,
+    "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-count": pcap_count,
 }
 
 if __name__ == "__main__":

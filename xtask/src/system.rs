@@ -15,57 +15,49 @@ use crate::process;
 pub const LAB: &[&str] = &["ip", "ethtool", "ping", "nsenter", "setsid", "unshare"];
 
 /// Programs that the tests need besides.
-pub const TESTS: &[&str] = &["tcpdump", "python3", "cc"];
+pub const TESTS: &[&str] = &["python3", "cc"];
 
 /// A package manager: its program, how it refreshes and installs, its names of our programs' packages.
 struct Manager {
     program: &'static str,
     refresh: Option<&'static str>,
     install: &'static str,
-    packages: [&'static str; 7],
+    packages: [&'static str; 6],
 }
 
 /// The programs, in the order of `Manager::packages`; those of util-linux share the last column.
-const PROGRAMS: [&str; 6] = ["ip", "ethtool", "ping", "tcpdump", "python3", "cc"];
+const PROGRAMS: [&str; 5] = ["ip", "ethtool", "ping", "python3", "cc"];
 
 const MANAGERS: [Manager; 5] = [
     Manager {
         program: "apt-get",
         refresh: Some("apt-get update -qq"),
         install: "apt-get install -y -qq --no-install-recommends",
-        packages: [
-            "iproute2",
-            "ethtool",
-            "iputils-ping",
-            "tcpdump",
-            "python3",
-            "gcc",
-            "util-linux",
-        ],
+        packages: ["iproute2", "ethtool", "iputils-ping", "python3", "gcc", "util-linux"],
     },
     Manager {
         program: "dnf",
         refresh: None,
         install: "dnf install -y -q",
-        packages: ["iproute", "ethtool", "iputils", "tcpdump", "python3", "gcc", "util-linux"],
+        packages: ["iproute", "ethtool", "iputils", "python3", "gcc", "util-linux"],
     },
     Manager {
         program: "zypper",
         refresh: None,
         install: "zypper --non-interactive --quiet install",
-        packages: ["iproute2", "ethtool", "iputils", "tcpdump", "python3", "gcc", "util-linux"],
+        packages: ["iproute2", "ethtool", "iputils", "python3", "gcc", "util-linux"],
     },
     Manager {
         program: "pacman",
         refresh: None,
         install: "pacman -Sy --noconfirm --needed",
-        packages: ["iproute2", "ethtool", "iputils", "tcpdump", "python", "gcc", "util-linux"],
+        packages: ["iproute2", "ethtool", "iputils", "python", "gcc", "util-linux"],
     },
     Manager {
         program: "apk",
         refresh: None,
         install: "apk add --quiet --no-cache",
-        packages: ["iproute2", "ethtool", "iputils", "tcpdump", "python3", "gcc", "util-linux"],
+        packages: ["iproute2", "ethtool", "iputils", "python3", "gcc", "util-linux"],
     },
 ];
 
