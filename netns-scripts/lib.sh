@@ -114,6 +114,8 @@ end() { kill "$1" 2>/dev/null || true; wait_until 10 gone "$1"; }
 
 # serve NAMESPACE OUTPUT COMMAND...: a background program that prints `ready` once it is
 serve() {
+    # The output of an earlier one says `ready` too.
+    rm -f "$2"
     background "$@"
     wait_until 10 grep -q ready "$2"
 }

@@ -53,6 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     system::need(system::LAB)?;
+    system::need(system::ETHTOOL)?;
     let mut rows = Vec::new();
     for offloads in [Offloads::On, Offloads::Off] {
         rows.extend(beside_vxlan(&programs, offloads)?);

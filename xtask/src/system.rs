@@ -12,10 +12,13 @@ use anyhow::bail;
 use crate::process;
 
 /// Programs that every lab needs.
-pub const LAB: &[&str] = &["ip", "ethtool", "ping", "nsenter", "setsid", "unshare"];
+pub const LAB: &[&str] = &["ip", "ping", "nsenter", "setsid", "unshare"];
+
+/// What turns a device's offloads off.
+pub const ETHTOOL: &[&str] = &["ethtool"];
 
 /// Programs that the tests need besides.
-pub const TESTS: &[&str] = &["python3", "cc"];
+pub const TESTS: &[&str] = &["ethtool", "python3", "cc"];
 
 /// A package manager: its program, how it refreshes and installs, its names of our programs' packages.
 struct Manager {

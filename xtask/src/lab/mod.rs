@@ -198,6 +198,9 @@ impl Drop for Lab {
 impl Up {
     fn run(&self) -> anyhow::Result<ExitCode> {
         system::need(system::LAB)?;
+        if self.no_offloads {
+            system::need(system::ETHTOOL)?;
+        }
         let programs = Programs::build()?;
         if let Some(code) = userns::reenter(&programs)? {
             return Ok(code);
