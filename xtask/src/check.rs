@@ -24,6 +24,7 @@ pub fn run(_: &Args) -> anyhow::Result<ExitCode> {
         "--quiet",
         "--workspace",
         "--all-targets",
+        "--all-features",
         "--",
         "-D",
         "warnings",
