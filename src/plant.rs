@@ -3,27 +3,27 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-static PLANTED: AtomicU8 = AtomicU8::new(0);
+static PLANTED: AtomicU8 = AtomicU8::new(NONE);
 
-/// Plants `alloc` (a box a packet) or `copy` (a copy of the payload a packet); anything else, none.
+/// Plants `alloc` (a box a packet), `copy` (a copy of the payload a packet) or `index` (an index
+/// that the parser of inner packets does not check); anything else, none.
 pub fn set(defect: &str) {
-    PLANTED.store(
-        match defect {
-            "alloc" => 1,
-            "copy" => 2,
-            _ => 0,
-        },
-        Relaxed,
-    );
+    let number = match defect {
+        "alloc" => ALLOC,
+        "copy" => COPY,
+        "index" => INDEX,
+        _ => NONE,
+    };
+    PLANTED.store(number, Relaxed);
 }
 
 /// Does the planted defect to a packet on its way.
 pub fn defect(packet: &[u8]) {
     match PLANTED.load(Relaxed) {
-        1 => {
+        ALLOC => {
             std::hint::black_box(Box::new(packet.len()));
         }
-        2 => {
+        COPY => {
             let mut copy = [0; 1 << 16];
             copy[..packet.len()].copy_from_slice(packet);
             std::hint::black_box(&copy);
@@ -31,3 +31,15 @@ pub fn defect(packet: &[u8]) {
         _ => {}
     }
 }
+
+/// Reads a byte of a packet without asking whether it is there, if that defect is planted.
+pub fn index(packet: &[u8], at: usize) {
+    if PLANTED.load(Relaxed) == INDEX {
+        std::hint::black_box(packet[at]);
+    }
+}
+
+const NONE: u8 = 0;
+const ALLOC: u8 = 1;
+const COPY: u8 = 2;
+const INDEX: u8 = 3;

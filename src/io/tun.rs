@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use crate::{sys, types::Offloads};
+use crate::{sys::tun as sys, types::Offloads};
 
 /// What stands in front of each packet of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +28,9 @@ impl Tun {
     /// Makes a device in the calling thread's network namespace under a name that nobody has.
     pub fn create(offloads: Offloads) -> io::Result<Self> {
         let (framing, (fd, name)) = if offloads.tun_vnet {
-            (Framing::Vnet, sys::tun::open_vnet(NAME_PATTERN, offloads)?)
+            (Framing::Vnet, sys::open_vnet(NAME_PATTERN, offload_bits(offloads))?)
         } else {
-            (Framing::Plain, sys::tun::open_plain(NAME_PATTERN)?)
+            (Framing::Plain, sys::open_plain(NAME_PATTERN)?)
         };
         Ok(Self { fd, name, framing })
     }
@@ -55,6 +55,17 @@ impl Tun {
         rustix::io::writev(&self.fd, parts)?;
         Ok(())
     }
+}
+
+fn offload_bits(offloads: Offloads) -> u32 {
+    let bits = [
+        (offloads.tun_csum, sys::offload::CSUM),
+        (offloads.tun_tso4, sys::offload::TSO4),
+        (offloads.tun_tso6, sys::offload::TSO6),
+        (offloads.tun_uso4, sys::offload::USO4),
+        (offloads.tun_uso6, sys::offload::USO6),
+    ];
+    bits.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit)
 }
 
 impl AsFd for Tun {

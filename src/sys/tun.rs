@@ -11,11 +11,24 @@ use std::{
     },
 };
 
-use crate::types::Offloads;
+/// The bits of TUNSETOFFLOAD.
+pub mod offload {
+    /// Partial checksums.
+    pub const CSUM: u32 = libc::TUN_F_CSUM;
+    /// TCP segmentation over IPv4, with ECN.
+    pub const TSO4: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN;
+    /// TCP segmentation over IPv6, with ECN.
+    pub const TSO6: u32 = libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    /// UDP segmentation over IPv4.
+    pub const USO4: u32 = libc::TUN_F_USO4;
+    /// UDP segmentation over IPv6.
+    pub const USO6: u32 = libc::TUN_F_USO6;
+}
 
 /// Opens a new device with a virtio_net_hdr in front of each packet, one queue, non-blocking,
-/// without O_CLOEXEC gaps. `pattern` may contain `%d`; the device's name is returned.
-pub fn open_vnet(pattern: &str, offloads: Offloads) -> io::Result<(OwnedFd, String)> {
+/// without O_CLOEXEC gaps. `pattern` may contain `%d`; the device's name is returned. `offloads` are
+/// bits of [`offload`].
+pub fn open_vnet(pattern: &str, offloads: u32) -> io::Result<(OwnedFd, String)> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -28,7 +41,7 @@ pub fn open_vnet(pattern: &str, offloads: Offloads) -> io::Result<(OwnedFd, Stri
     // writes it.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     check(result)?;
-    let flags = libc::c_ulong::from(offload_flags(offloads));
+    let flags = libc::c_ulong::from(offloads);
     // SAFETY: TUNSETOFFLOAD takes its flags by value.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
     check(result)?;
@@ -45,18 +58,6 @@ pub fn open_plain(pattern: &str) -> io::Result<(OwnedFd, String)> {
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok((fd, name))
-}
-
-/// The bits of TUNSETOFFLOAD.
-fn offload_flags(offloads: Offloads) -> libc::c_uint {
-    let bits = [
-        (offloads.tun_csum, libc::TUN_F_CSUM),
-        (offloads.tun_tso4, libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN),
-        (offloads.tun_tso6, libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN),
-        (offloads.tun_uso4, libc::TUN_F_USO4),
-        (offloads.tun_uso6, libc::TUN_F_USO6),
-    ];
-    bits.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit)
 }
 
 fn interface_request(pattern: &str) -> io::Result<libc::ifreq> {

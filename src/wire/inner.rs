@@ -211,6 +211,8 @@ struct Chain {
 fn walk_extensions(packet: &[u8], first: u8) -> Result<Chain, InnerError> {
     let mut chain = Chain { protocol: first, offset: 40, fragment: Fragment::Whole };
     for _ in 0..MAX_EXTENSIONS {
+        #[cfg(feature = "plant")]
+        crate::plant::index(packet, chain.offset);
         let length = match chain.protocol {
             HOP_BY_HOP | ROUTING | DESTINATION => {
                 let header = packet.get(chain.offset..).ok_or(InnerError::Length)?;

@@ -32,14 +32,15 @@ const fn row(
 pub const LAYERS: &[Layer] = &[
     //  module     may import                                             never
     row("types",   &[],                                                   PURE),
-    row("wire",    &["types"],                                            PURE),
+    row("wire",    &["types", "plant"],                                   PURE),
     row("engine",  &["types", "wire"],                                    PURE),
     row("sys",     &[],                                                   &[]),
     row("io",      &["types", "sys"],                                     &[]),
     row("api",     &["types"],                                            &[]),
-    row("agent",   &["engine", "wire", "io", "api", "types"],             &[]),
+    row("agent",   &["engine", "wire", "io", "api", "types", "plant"],    &[]),
     row("manager", &["engine", "io", "api", "types"],                     &[]),
     row("cli",     &["api", "types", "sys"],                              &[]),
+    row("plant",   &[],                                                   &[]),
     row("config",  &["types"],                                            &[]),
     row("bin",     &["agent", "manager", "cli", "config"],                &[]),
 ];
