@@ -4,15 +4,17 @@
 //! | who | to whom | service |
 //! |---|---|---|
 //! | a host that joins | manager, by a token | `Membership` |
-//! | an agent | manager, by its certificate | `Control`, `Dispatch` |
+//! | an agent | manager, by its certificate | `Attachment`, `Dispatch`, `Control` |
 //! | an operator | node, by its unix socket | `Local`, and `Control`, which the node forwards |
 
 pub mod channel;
 mod convert;
+mod founding;
 pub mod tls;
 mod token;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
+pub use founding::{Founded, Founding};
 pub use token::{JoinToken, TokenError};
 
 /// The generated messages, clients and servers.

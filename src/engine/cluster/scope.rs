@@ -57,6 +57,11 @@ impl Scope {
         self.own.contains_key(&network)
     }
 
+    /// Lists the networks that the node takes part in.
+    pub fn networks(&self) -> impl Iterator<Item = NetworkId> {
+        self.own.keys().copied()
+    }
+
     /// Returns what the node must be told after an event.
     pub fn handle_event(
         &mut self,
