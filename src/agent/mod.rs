@@ -1,3 +1,27 @@
-//! The shell of a node.
+//! The shell of a node: its life from a bare host to a member, the link to a manager, the local
+//! API, and the data plane.
+//!
+//! ```text
+//! overlayctl -> local -> node -> member -> link -> manager
+//!                                  |         `-> table -> dataplane
+//!                                  `-> attachments -> dataplane
+//! ```
 
+mod address;
 pub mod dataplane;
+mod forward;
+mod identity;
+pub mod join;
+pub mod link;
+mod local;
+mod member;
+mod namespace;
+mod node;
+mod socket;
+mod state_dir;
+
+pub use identity::Identity;
+pub use local::serve;
+pub use node::{Node, Options, StartManager, StopManager};
+pub use socket::Socket;
+pub use state_dir::StateDir;
