@@ -293,7 +293,7 @@ mod tests {
         golden("network-rm", &[Removed::new(network(1, "blue", None)).unwrap()]);
         assert_eq!(
             table(&views).text().lines().nth(1).unwrap(),
-            "01qgqqd0sgcw   blue   4097   10.0.1.0/24,fd00::/64   auto   sealed   false"
+            "0250za67mbtg   blue   4097   10.0.1.0/24,fd00::/64   auto   sealed   false"
         );
     }
 

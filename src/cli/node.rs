@@ -149,8 +149,8 @@ mod tests {
             lines,
             [
                 "ID             NAME   STATUS   AVAILABILITY   MANAGER STATUS   ADDRESS          VERSION",
-                "01qgqqd0sgcw   n1 *   Ready    Active         Leader           192.0.2.1:2377   0.1.0",
-                "034xhgq1ktpt   n2     Down     Active                          192.0.2.2:2377   0.1.0",
+                "0250za67mbtg   n1 *   Ready    Active         Leader           192.0.2.1:2377   0.1.0",
+                "04a1ykcf8nmw   n2     Down     Active                          192.0.2.2:2377   0.1.0",
             ]
         );
     }

@@ -61,7 +61,7 @@ pub(super) fn check_subnet(subnet: &IpNet) -> Result<(), Refusal> {
         "ff00::/8",
     ];
     let overlaps = |text: &&str| text.parse::<IpNet>().is_ok_and(|net| overlap(&net, subnet));
-    if reserved.iter().any(|text| overlaps(text)) {
+    if reserved.iter().any(overlaps) {
         return Err(Refusal::SubnetReserved { subnet: *subnet });
     }
     Ok(())
