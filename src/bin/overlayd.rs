@@ -6,7 +6,10 @@ use std::{env, process::ExitCode, sync::Arc};
 use anyhow::Context as _;
 use clap::Parser as _;
 use overlay::{
-    agent::{Identity, Node, Options, Socket, StartManager, StateDir, StopManager, serve},
+    agent::{
+        Identity, Node, Options, Socket, StartManager, StateDir, StopManager, dataplane::check,
+        serve,
+    },
     config::{Flags, Settings},
     manager::Manager,
 };
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    check()?;
     let state = StateDir::open(&settings.state_dir)?;
     let identity = Identity::open(&state)?;
     let socket = Socket::bind(&settings.socket)?;
