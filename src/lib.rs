@@ -41,6 +41,8 @@ pub mod config;
 pub mod engine;
 pub mod io;
 pub mod manager;
+#[cfg(feature = "plant")]
+pub mod plant;
 pub mod sys;
 pub mod types;
 pub mod wire;

@@ -1,14 +1,42 @@
 //! The data plane of one node: worker threads, the session thread and the containers' devices
 //! behind one handle.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc as std_mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
+use anyhow::Context as _;
+use dashmap::DashMap;
 use tokio::sync::mpsc;
 
+use super::{
+    device::{self, DeviceSpec},
+    session_thread::SessionThread,
+    shared::{MAX_EVENTS, Port, SessionEvent, Shared, Snapshot},
+    worker::{Lane, Worker},
+};
 use crate::{
-    engine::membership::Table,
+    engine::{
+        datapath::{PortId, Tables, inner_mtu},
+        membership::Table,
+        session::{Directory, Identity, Link, Sessions, Settings, public_key},
+    },
+    io::{clock, netns::Namespace, udp},
     types::{
         DropCounts, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads, PeerStatus, Traffic,
+    },
+    wire::{
+        envelope::{LANE_OFFSET, MAX_LANES},
+        handshake::Ciphers,
     },
 };
 
@@ -64,41 +92,359 @@ pub struct Stats {
 }
 
 /// A running data plane. Dropping it ends the threads and takes the devices away.
-pub struct Dataplane {}
+pub struct Dataplane {
+    node: NodeId,
+    data_addr: SocketAddr,
+    underlay_mtu: u16,
+    offloads: Offloads,
+    lanes: u8,
+    shared: Arc<Shared>,
+    links: DashMap<NodeId, Arc<Link>>,
+    ports: DashMap<EndpointId, Arc<Port>>,
+    next_port: AtomicU32,
+    /// The table in force; held while a snapshot is built, so that snapshots follow each other.
+    current: Mutex<Current>,
+    threads: Vec<JoinHandle<()>>,
+    _data_port_lock: udp::PortLock,
+}
+
+/// What snapshots are built from, and what counted before and is gone.
+struct Current {
+    table: Arc<Table>,
+    generation: u64,
+    retired_drops: DropCounts,
+    retired_networks: BTreeMap<NetworkId, Traffic>,
+}
 
 impl Dataplane {
     /// Takes the data port and starts the threads. Endpoints whose namespace ended are sent to `ended`.
-    pub fn start(_config: Config, _ended: mpsc::Sender<EndpointId>) -> anyhow::Result<Self> {
-        anyhow::bail!("to come")
+    pub fn start(config: Config, ended: mpsc::Sender<EndpointId>) -> anyhow::Result<Self> {
+        let workers = config.workers.clamp(1, usize::from(MAX_LANES));
+        let offloads = config.offloads.normalised();
+        let port = udp::take_data_port(config.data_addr, workers, offloads.udp_gro, LANE_OFFSET)?;
+        let start_count = count_start(&config.state_dir)?;
+        let lanes = (workers * LANES_PER_WORKER).min(usize::from(MAX_LANES)) as u8;
+        let (events, session_events) = std_mpsc::sync_channel(MAX_EVENTS);
+        let directory = Arc::new(Directory::new());
+        let shared =
+            Shared::new(workers, directory.clone(), events).context("start the workers")?;
+        let shared = Arc::new(shared);
+        let settings = Settings {
+            node: config.node,
+            cluster: config.cluster,
+            start_count,
+            lanes,
+            ciphers: ciphers(),
+            rekey_interval: config.rekey_interval,
+        };
+        let public = public_key(&config.private_key).context("the node's key is not usable")?;
+        let identity = Identity { private: config.private_key.into(), public };
+        let sessions = Sessions::new(settings, identity, directory, Box::new(fill_random));
+        let control = port.sockets[0].try_clone().context("share the data port")?;
+        let mut dataplane = Self {
+            node: config.node,
+            data_addr: config.data_addr,
+            underlay_mtu: config.underlay_mtu,
+            offloads,
+            lanes,
+            shared: shared.clone(),
+            links: DashMap::new(),
+            ports: DashMap::new(),
+            next_port: AtomicU32::new(0),
+            current: Mutex::new(Current {
+                table: Arc::new(Table::empty(config.node)),
+                generation: 0,
+                retired_drops: DropCounts::default(),
+                retired_networks: BTreeMap::new(),
+            }),
+            threads: Vec::new(),
+            _data_port_lock: port.lock,
+        };
+        for (index, socket) in port.sockets.into_iter().enumerate() {
+            let own = lanes_of(index, workers, lanes, config.data_addr, &socket)?;
+            let worker =
+                Worker::new(index, shared.clone(), socket, own, offloads.udp_gso, ended.clone())
+                    .context("prepare a worker")?;
+            dataplane.spawn(&format!("overlay-w{index}"), move || worker.run())?;
+        }
+        let thread = SessionThread::new(sessions, control, shared, session_events);
+        dataplane.spawn("overlay-session", move || thread.run())?;
+        Ok(dataplane)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        self.threads.push(thread.with_context(|| format!("start thread {name}"))?);
+        Ok(())
     }
 
     /// Makes the workers and the session thread use a new table.
-    pub fn publish(&self, _table: Arc<Table>) {}
+    pub fn publish(&self, table: Arc<Table>) {
+        let mut current = self.lock();
+        current.table = table;
+        self.retire_links(&mut current);
+        let peers = current.table.peers.values().map(|peer| (peer.clone(), self.link(peer)));
+        let peers = SessionEvent::Peers(peers.collect());
+        self.rebuild(&mut current);
+        // The session thread ends only with this data plane.
+        let _ = self.shared.events.send(peers);
+    }
+
+    fn link(&self, peer: &crate::types::Peer) -> Arc<Link> {
+        let make = || Arc::new(Link::new(peer.id, peer.data_addr, self.shared.workers()));
+        self.links.entry(peer.id).or_insert_with(make).clone()
+    }
+
+    /// Forgets the links of peers that are gone, but not what they counted.
+    fn retire_links(&self, current: &mut Current) {
+        let Current { table, retired_drops, .. } = current;
+        self.links.retain(|id, link| {
+            let stays = table.peers.contains_key(id);
+            if !stays {
+                retired_drops.merge(&link.drops());
+            }
+            stays
+        });
+    }
+
+    /// Builds and publishes a snapshot of the table, links and ports as they are now.
+    fn rebuild(&self, current: &mut Current) {
+        let links = self.links.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
+        let numbers = self.ports.iter().map(|entry| (*entry.key(), entry.value().id)).collect();
+        let tables = Tables::build(&current.table, &links, &numbers, self.underlay_mtu);
+        let ports =
+            self.ports.iter().map(|entry| (entry.value().id, entry.value().clone())).collect();
+        current.generation += 1;
+        let generation = current.generation;
+        self.shared.snapshot.store(Arc::new(Snapshot { generation, tables, ports }));
+        self.shared.wake_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// Makes the device of an endpoint in the target's namespace. On failure nothing is left.
     pub async fn attach(
         &self,
-        _network: &Network,
-        _endpoint: &Endpoint,
-        _target: &Target,
-        _interface: Option<&str>,
-        _default_route: bool,
+        network: &Network,
+        endpoint: &Endpoint,
+        target: &Target,
+        interface: Option<&str>,
+        default_route: bool,
     ) -> anyhow::Result<Attached> {
-        anyhow::bail!("to come")
+        let mtu = network.mtu.unwrap_or_else(|| inner_mtu(self.underlay_mtu, self.data_addr));
+        let spec = DeviceSpec {
+            interface: interface.map(str::to_owned),
+            mtu,
+            alias: format!("overlay:{}:{}", self.node, endpoint.id),
+            addresses: endpoint.addresses.clone(),
+            default_route,
+            offloads: self.offloads,
+        };
+        let path = target.namespace_path();
+        let made = tokio::task::spawn_blocking(move || {
+            let namespace = Namespace::open(&path)?;
+            device::create(&namespace, &spec)
+        });
+        let (tun, interface) = made.await.context("make the device")??;
+        let number = self.next_port.fetch_add(1, Relaxed);
+        let worker = number as usize % self.shared.workers();
+        let port = Port::new(
+            PortId(number),
+            endpoint.id,
+            network.id,
+            tun,
+            worker,
+            self.offloads,
+            self.shared.workers(),
+        );
+        self.ports.insert(endpoint.id, Arc::new(port));
+        self.rebuild(&mut self.lock());
+        Ok(Attached { interface, mtu })
     }
 
-    /// Takes an endpoint's device away.
-    pub async fn detach(&self, _endpoint: EndpointId) -> anyhow::Result<()> {
-        anyhow::bail!("to come")
+    /// Takes an endpoint's device away; it is gone from the container when this returns.
+    pub async fn detach(&self, endpoint: EndpointId) -> anyhow::Result<()> {
+        let Some((_, port)) = self.ports.remove(&endpoint) else {
+            anyhow::bail!("endpoint {endpoint} has no device on this node");
+        };
+        let generation = {
+            let mut current = self.lock();
+            let total = current.retired_networks.entry(port.network).or_default();
+            *total = add_traffic(*total, port.traffic());
+            self.rebuild(&mut current);
+            current.generation
+        };
+        // The device is gone when the last holder of its queue is: this one, once no worker uses a
+        // snapshot with it.
+        self.shared.adopted_by_all(generation).await;
+        drop(port);
+        Ok(())
     }
 
     /// Lists the peers of the table, sorted by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        Vec::new()
+        let table = self.lock().table.clone();
+        let now = clock::now();
+        let mut rows: Vec<PeerStatus> = table
+            .peers
+            .values()
+            .filter_map(|peer| {
+                let link = self.links.get(&peer.id)?.clone();
+                let status = link.status();
+                let key = link.send_key().clone();
+                let path_mtu = self.underlay_mtu.min(peer.underlay_mtu);
+                Some(PeerStatus {
+                    id: peer.id,
+                    name: peer.name.clone(),
+                    address: link.address(),
+                    state: status.state,
+                    reason: status.reason,
+                    rtt: status.rtt,
+                    loss: status.loss,
+                    path_mtu,
+                    inner_mtu: inner_mtu(path_mtu, peer.data_addr),
+                    cipher: key.as_ref().map(|key| key.cipher().name()),
+                    key_age: key.as_ref().map(|key| now.since(key.created())),
+                    last_rx: link.last_rx().map(|at| now.since(at)),
+                    traffic: link.traffic(),
+                    drops: link.drops(),
+                    networks: shared_networks(&table, peer.id),
+                    lanes: self.lanes,
+                })
+            })
+            .collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
     }
 
     /// Returns this node's counters.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let current = self.lock();
+        let mut stats = Stats {
+            drops: self.shared.drop_counts(),
+            networks: current.retired_networks.clone(),
+            endpoints: BTreeMap::new(),
+        };
+        stats.drops.merge(&current.retired_drops);
+        for link in &self.links {
+            stats.drops.merge(&link.drops());
+        }
+        for port in &self.ports {
+            let traffic = port.traffic();
+            let total = stats.networks.entry(port.network).or_default();
+            *total = add_traffic(*total, traffic);
+            stats.endpoints.insert(port.endpoint, traffic);
+        }
+        stats
     }
 }
+
+/// Tries whether this process can make devices at all; the error says what is missing.
+pub fn check() -> anyhow::Result<()> {
+    device::check()
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        self.shared.wake_all();
+        let _ = self.shared.events.send(SessionEvent::Stop);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the data plane panicked");
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Returns the path of the namespace.
+    pub fn namespace_path(&self) -> PathBuf {
+        match self {
+            Self::Netns(path) => path.clone(),
+            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
+        }
+    }
+}
+
+/// The lanes of a worker: those whose number is its own, modulo the workers, so that sender and
+/// receiver agree on who owns a lane. Lane 0 is the data port itself.
+fn lanes_of(
+    worker: usize,
+    workers: usize,
+    lanes: u8,
+    data_addr: SocketAddr,
+    data_socket: &udp::DataSocket,
+) -> anyhow::Result<Vec<Lane>> {
+    (0..lanes)
+        .filter(|lane| usize::from(*lane) % workers == worker)
+        .map(|number| {
+            let socket = match number {
+                0 => data_socket.try_clone().context("share the data port")?,
+                _ => udp::open_sender(data_addr.ip())?,
+            };
+            Ok(Lane { number, socket })
+        })
+        .collect()
+}
+
+/// Counts this start in the state folder, on disk before it is used: a handshake's order depends
+/// on it.
+fn count_start(state_dir: &Path) -> anyhow::Result<u64> {
+    let path = state_dir.join("start-count");
+    let before = match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse::<u64>()
+            .with_context(|| format!("{} does not hold a number", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let count = before + 1;
+    crate::io::disk::replace(&path, count.to_string().as_bytes())
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(count)
+}
+
+fn shared_networks(table: &Table, peer: NodeId) -> Vec<crate::types::Name> {
+    let mut names: Vec<_> = table
+        .endpoints
+        .values()
+        .filter(|endpoint| endpoint.node == peer)
+        .filter_map(|endpoint| table.networks.get(&endpoint.network))
+        .map(|network| network.name.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn add_traffic(a: Traffic, b: Traffic) -> Traffic {
+    let add = |x: crate::types::PacketsBytes, y: crate::types::PacketsBytes| {
+        crate::types::PacketsBytes { packets: x.packets + y.packets, bytes: x.bytes + y.bytes }
+    };
+    Traffic { tx: add(a.tx, b.tx), rx: add(a.rx, b.rx) }
+}
+
+/// AES-256-GCM only where the processor has instructions for it: in software it is slow, and slow
+/// in ways that depend on the key.
+fn ciphers() -> Ciphers {
+    #[cfg(target_arch = "x86_64")]
+    let aes_256_gcm = std::arch::is_x86_feature_detected!("aes")
+        && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let aes_256_gcm = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let aes_256_gcm = false;
+    Ciphers { aes_256_gcm, chacha20_poly1305: true }
+}
+
+fn fill_random(bytes: &mut [u8]) {
+    // Without randomness there are no sessions, and going on would be worse.
+    aws_lc_rs::rand::fill(bytes).expect("the kernel's random source works");
+}
+
+/// Source ports a worker: enough for the paths of an ECMP group to be used by one container pair.
+const LANES_PER_WORKER: usize = 4;

@@ -9,6 +9,7 @@
 
 mod address;
 pub mod dataplane;
+mod device;
 mod forward;
 mod identity;
 pub mod join;
@@ -17,8 +18,11 @@ mod local;
 mod member;
 mod namespace;
 mod node;
+mod session_thread;
+mod shared;
 mod socket;
 mod state_dir;
+mod worker;
 
 pub use identity::Identity;
 pub use local::serve;

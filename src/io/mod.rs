@@ -1,3 +1,9 @@
-//! Kernel handles in safe form.
+//! Kernel handles in safe form: what a node needs of Linux, with the cause kept and the action named
+//! in every error.
 
+pub mod clock;
+pub mod disk;
 pub mod netlink;
+pub mod netns;
+pub mod tun;
+pub mod udp;

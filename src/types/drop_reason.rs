@@ -32,8 +32,6 @@ pub enum DropReason {
     NoEndpoint,
     /// The packet is larger than the path; the sender was told by ICMP.
     TooBig,
-    /// The hop limit ended; the sender was told by ICMP where it may be.
-    HopLimit,
     /// There is no session with the peer yet and the queue that waits for it is full.
     NoSession,
     /// The peer has left the table.
@@ -46,8 +44,6 @@ pub enum DropReason {
     VnetMalformed,
     /// The gateway host does not offer what the packet asks for.
     GatewayRefused,
-    /// The gateway host's answers are limited and this one was over the limit.
-    RateLimited,
     /// A handshake that does not verify, or that is older than one already seen.
     HandshakeInvalid,
     /// A handshake beyond what is handled under load.
@@ -59,7 +55,7 @@ impl DropReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 22] = [
         Self::Malformed,
         Self::VersionUnknown,
         Self::UnknownSession,
@@ -74,14 +70,12 @@ impl DropReason {
         Self::LinkLocal,
         Self::NoEndpoint,
         Self::TooBig,
-        Self::HopLimit,
         Self::NoSession,
         Self::NoPeer,
         Self::SendFailed,
         Self::DeliverFailed,
         Self::VnetMalformed,
         Self::GatewayRefused,
-        Self::RateLimited,
         Self::HandshakeInvalid,
         Self::HandshakeOverload,
     ];
@@ -103,14 +97,12 @@ impl DropReason {
             Self::LinkLocal => "link_local",
             Self::NoEndpoint => "no_endpoint",
             Self::TooBig => "too_big",
-            Self::HopLimit => "hop_limit",
             Self::NoSession => "no_session",
             Self::NoPeer => "no_peer",
             Self::SendFailed => "send_failed",
             Self::DeliverFailed => "deliver_failed",
             Self::VnetMalformed => "vnet_malformed",
             Self::GatewayRefused => "gateway_refused",
-            Self::RateLimited => "rate_limited",
             Self::HandshakeInvalid => "handshake_invalid",
             Self::HandshakeOverload => "handshake_overload",
         }

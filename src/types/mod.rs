@@ -4,6 +4,7 @@
 mod counters;
 mod drop_reason;
 mod id;
+mod moment;
 mod objects;
 mod offload;
 mod vni;
@@ -11,6 +12,7 @@ mod vni;
 pub use counters::{PacketsBytes, PeerState, PeerStatus, Traffic};
 pub use drop_reason::{DropCounts, DropReason};
 pub use id::{EndpointId, Id, NetworkId, NodeId, ParseIdError};
+pub use moment::Moment;
 pub use objects::{
     Availability, Encap, Endpoint, Name, NameError, Network, Node, NodeStatus, Peer, Psk, Revision,
     Role, VersionRange,

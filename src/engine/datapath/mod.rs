@@ -1,1 +1,17 @@
-//! One packet in, one verdict out.
+//! What happens to a packet: one parsed packet in, one verdict out, from immutable tables.
+//!
+//! | file | what |
+//! |---|---|
+//! | `tables` | the snapshot that verdicts are read from, and the two questions: outbound, inbound |
+//! | `offload` | what a virtio_net_hdr from a container may mean |
+//! | `segment` | a super-packet becomes packets, headers stamped in front of the payload where it lies |
+//! | `coalesce` | consecutive packets of a flow become a super-packet, payload where it lies |
+//! | `mss` | the clamp of TCP's maximum segment size |
+
+pub mod coalesce;
+pub mod mss;
+pub mod offload;
+pub mod segment;
+mod tables;
+
+pub use tables::{PeerRoute, PortId, Reply, Tables, Verdict, inner_mtu};

@@ -1,0 +1,206 @@
+# shellcheck shell=bash
+# What every script here builds on: namespaces on a shared underlay, daemons in them, containers,
+# and one cleanup that takes all of it away however the script ends.
+#
+#   ovt-PID-n1        ovt-PID-n2             nodes: u0 has 192.0.2.N/24 or 2001:db8::N/64
+#      u0                u0
+#   +--n1----------------n2--+
+#   |          br0           |               ovt-PID-net: the underlay, MTU 1500
+#   +------------------------+
+#   ovt-PID-NAME                             containers
+#
+# OVERLAY_BIN is the folder of overlayd and overlayctl (default: target/release of this tree).
+# OFFLOADS=off makes the underlay carry only real packets of at most 1500 bytes.
+# Nothing is waited for by sleeping: wait_until looks at a state until a deadline.
+
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+BIN=$(cd "${OVERLAY_BIN:-$HERE/../target/release}" && pwd)
+TOOLS=$HERE/../tests/tools
+SELF=$(basename "$0" .sh)
+PREFIX=ovt-$$
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/$PREFIX.XXXXXX")
+PATH=$PATH:/usr/sbin:/sbin
+
+# --- what ends well, and what does not ---------------------------------------------------------
+
+say() { echo "$SELF: $*"; }
+die() { echo "$SELF: FAILED: $*" >&2; exit 1; }
+assert_eq() { [ "$1" = "$2" ] || die "$3: expected '$2', got '$1'"; }
+assert_match() { grep -Eq -- "$2" <<<"$1" || die "$3: '$1' does not match '$2'"; }
+
+# wait_until SECONDS COMMAND...: until the command succeeds
+wait_until() {
+    local deadline=$((SECONDS + $1)); shift
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -le $deadline ] || die "did not become true: $*"
+        sleep 0.05
+    done
+}
+
+gone() { ! kill -0 "$1" 2>/dev/null || [ "$(ps -o stat= -p "$1" | cut -c1)" = Z ]; }
+recorded() { cat "$WORK/$1" 2>/dev/null || true; }
+
+cleanup() {
+    local status=$? pid name tries=0
+    trap '' INT TERM HUP
+    set +e
+    for pid in $(recorded pids); do kill "$pid" 2>/dev/null; done
+    for pid in $(recorded pids); do
+        until gone "$pid" || [ $((tries += 1)) -gt 100 ]; do sleep 0.05; done
+        kill -KILL "$pid" 2>/dev/null
+    done
+    for name in $(recorded namespaces); do ip netns delete "$name"; done
+    [ $status = 0 ] || tail -n 20 "$WORK"/n*/log "$WORK"/*.out 2>/dev/null
+    rm -rf "$WORK"
+    exit $status
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+# --- namespaces --------------------------------------------------------------------------------
+
+full() { echo "$PREFIX-$1"; }
+in_ns() { local name=$1; shift; nsenter --net="/run/netns/$(full "$name")" -- "$@"; }
+ip_in() { local name=$1; shift; ip -n "$(full "$name")" "$@"; }
+
+netns() {
+    full "$1" >>"$WORK/namespaces"
+    ip netns add "$(full "$1")"
+    ip_in "$1" link set lo up
+}
+
+# without_offloads NAMESPACE DEVICE
+without_offloads() {
+    in_ns "$1" ethtool -K "$2" tso off gso off gro off tx-udp-segmentation off tx-gso-list off
+}
+
+# underlay NODES [ipv4|ipv6]: the nodes' namespaces, no daemon yet
+underlay() {
+    local n
+    FAMILY=${2:-ipv4}
+    netns net
+    ip_in net link add br0 type bridge mcast_snooping 0
+    ip_in net link set br0 mtu 1500 up
+    for n in $(seq "$1"); do
+        netns "n$n"
+        ip link add u0 netns "$(full "n$n")" mtu 1500 type veth peer name "n$n" netns "$(full net)" mtu 1500
+        if [ "${OFFLOADS:-on}" = off ]; then
+            without_offloads "n$n" u0
+            without_offloads net "n$n"
+        fi
+        ip_in net link set "n$n" master br0 up
+        if [ "$FAMILY" = ipv6 ]; then
+            ip_in "n$n" addr add "2001:db8::$n/64" dev u0 nodad
+        else
+            ip_in "n$n" addr add "192.0.2.$n/24" dev u0
+        fi
+        ip_in "n$n" link set u0 up
+    done
+}
+
+# --- processes ---------------------------------------------------------------------------------
+
+# background NAMESPACE OUTPUT COMMAND...: sets PID
+background() {
+    local name=$1 output=$2; shift 2
+    setsid nsenter --net="/run/netns/$(full "$name")" -- "$@" >"$output" 2>&1 </dev/null &
+    PID=$!
+    echo $PID >>"$WORK/pids"
+}
+
+# end PID: and wait for it, so that what it wrote is complete
+end() { kill "$1" 2>/dev/null || true; wait_until 10 gone "$1"; }
+
+# serve NAMESPACE OUTPUT COMMAND...: a background program that prints `ready` once it is
+serve() {
+    # The output of an earlier one says `ready` too.
+    rm -f "$2"
+    background "$@"
+    wait_until 10 grep -q ready "$2"
+}
+
+# --- nodes and containers ----------------------------------------------------------------------
+
+socket() { echo "$WORK/n$1/sock"; }
+oc() { local n=$1; shift; "$BIN/overlayctl" --socket "$(socket "$n")" "$@"; }
+
+# start N [FLAG...]: overlayd on node N; sets PID
+start() {
+    local n=$1; shift
+    mkdir -p "$WORK/n$n"
+    background "n$n" "$WORK/n$n/log" "$BIN/overlayd" --state-dir "$WORK/n$n/state" --socket "$(socket "$n")" "$@"
+    wait_until 10 test -S "$(socket "$n")"
+}
+
+manager() { if [ "$FAMILY" = ipv6 ]; then echo "[2001:db8::1]:2377"; else echo "192.0.2.1:2377"; fi; }
+join() { oc "$1" join --token "$(oc 1 join-token worker -q)" "$(manager)" --name "n$1"; }
+
+# cluster NODES [ipv4|ipv6] [FLAG...]: underlay, daemons with these flags, init and joins
+cluster() {
+    local nodes=$1 family=${2:-ipv4} n
+    shift; [ $# = 0 ] || shift
+    underlay "$nodes" "$family"
+    for n in $(seq "$nodes"); do start "$n" "$@"; done
+    oc 1 init --name n1 >"$WORK/init.out"
+    for n in $(seq 2 "$nodes"); do join "$n" >"$WORK/join.out"; done
+}
+
+# container NODE NAME NETWORK [FLAG...]: a namespace with an interface on the network
+container() {
+    local n=$1 name=$2 network=$3; shift 3
+    netns "$name"
+    oc "$n" attach "netns:$(full "$name")" --network "$network" --name "$name" "$@" >"$WORK/attach.out"
+}
+
+# address CONTAINER 4|6: its first address
+address() { ip_in "$1" "-$2" -o addr show scope global | awk '{ sub("/.*", "", $4); print $4; exit }'; }
+mtu() { ip_in "$1" -o link show eth0 | sed "s/.*mtu \([0-9]*\).*/\1/"; }
+ping_from() { local name=$1; shift; in_ns "$name" ping -n -c 3 -i 0.2 -W 3 "$@" >"$WORK/ping.out" || die "ping $* from $name: $(cat "$WORK/ping.out")"; }
+
+# json EXPRESSION: evaluates it over the JSON on stdin, called d
+json() { python3 -c 'import json, sys; d = json.load(sys.stdin); print(eval(sys.argv[1]))' "$1"; }
+net() { local name=$1; shift; in_ns "$name" python3 "$TOOLS/net.py" "$@"; }
+
+# transfer FROM TO ADDRESS BYTES [MARKER]: over TCP, compared by SHA-256
+transfer() {
+    serve "$2" "$WORK/tcp.out" python3 "$TOOLS/net.py" tcp-serve "$3" 5001
+    net "$1" tcp-send "$3" 5001 "$4" ${5:+"$5"} || die "TCP from $1 to $3"
+    end "$PID"
+}
+
+# --- captures ----------------------------------------------------------------------------------
+
+# tool NAME: builds a C program of tests/tools and sets TOOL to it
+tool() {
+    TOOL=$WORK/$1
+    [ -x "$TOOL" ] || cc -O2 -o "$TOOL" "$TOOLS/$1.c"
+}
+
+# capture NAMESPACE DEVICE FILE [BYTES]: sets PID; end it with end_capture
+capture() {
+    local name=$1 device=$2 file=$3; shift 3
+    tool capture
+    serve "$name" "$file.log" "$TOOL" "$device" "$file" "$@"
+}
+
+# end_capture PID FILE: and make sure that nothing escaped it
+end_capture() {
+    end "$1"
+    grep -q "^captured [0-9]* dropped 0$" "$2.log" || die "the capture is not whole: $(cat "$2.log")"
+}
+
+# --- refusals ----------------------------------------------------------------------------------
+
+# refused EXIT PATTERN COMMAND...: ends with EXIT (say `1|2` for either), prints nothing on stdout and
+# says what matches PATTERN on stderr; one line where it is no wrong usage
+refused() {
+    local expected=$1 pattern=$2 status=0; shift 2
+    "$@" >"$WORK/refused.out" 2>"$WORK/refused.err" || status=$?
+    local said; said=$(cat "$WORK/refused.err")
+    assert_match "$status" "^($expected)\$" "exit code of '$*' ($said)"
+    assert_match "$said" "$pattern" "what '$*' says"
+    assert_eq "$(cat "$WORK/refused.out")" "" "stdout of '$*'"
+    [ $status = 2 ] || assert_eq "$(wc -l <"$WORK/refused.err")" 1 "lines of '$*' ($said)"
+    say "refused, as it should be: $said"
+}

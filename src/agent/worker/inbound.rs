@@ -1,0 +1,300 @@
+//! From the underlay to a container, in this order:
+//!
+//! 1. receive a train of datagrams into one buffer;
+//! 2. per datagram: kind, header, key by receiver index, open in place, replay window;
+//! 3. the inner source must belong to that peer on that network; which device gets it;
+//! 4. consecutive packets of one flow grow a run, each payload left where it lies;
+//! 5. one `writev` for the run, with a virtio_net_hdr.
+//!
+//! Everything that is no data goes to the session thread through its bounded queue.
+
+use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc, time::Duration};
+
+use super::{
+    Worker,
+    deliver::{MAX_PARTS, deliver_single, takes_partial, takes_super, write_parts},
+};
+use crate::{
+    agent::shared::{Port, SessionEvent, Snapshot},
+    engine::{
+        datapath::{
+            PeerRoute,
+            coalesce::{MAX_COUNT, Run},
+        },
+        session::{OpenError, ReceiveKey},
+    },
+    io::udp::Train,
+    types::{DropReason, PacketsBytes},
+    wire::{
+        control::Control,
+        envelope::{
+            Checksum, DataHeader, HEADER_LEN, Kind, KindError, NextProtocol, PREFIX_LEN, Prefix,
+            TAG_LEN,
+        },
+        inner::Inner,
+    },
+};
+
+/// The buffer of a train, and the run that grows in it.
+pub(super) struct InboundBuffer {
+    bytes: Box<[u8]>,
+    payloads: [(u32, u32); MAX_COUNT],
+}
+
+impl InboundBuffer {
+    pub(super) fn new() -> Self {
+        Self { bytes: vec![0; BUFFER_LEN].into_boxed_slice(), payloads: [(0, 0); MAX_COUNT] }
+    }
+}
+
+/// A run in the buffer.
+struct Growing<'a> {
+    run: Run,
+    route: &'a PeerRoute,
+    port: &'a Arc<Port>,
+    first: (u32, u32),
+}
+
+impl Growing<'_> {
+    /// Where the first packet lies.
+    fn first(&self) -> Range<usize> {
+        self.first.0 as usize..self.first.1 as usize
+    }
+}
+
+/// What a datagram turned out to be.
+struct Packet<'a> {
+    route: &'a PeerRoute,
+    port: &'a Arc<Port>,
+    inner: Inner,
+    range: Range<usize>,
+    checksum: Checksum,
+}
+
+impl Worker {
+    /// Takes what the socket has, up to the budget.
+    pub(super) fn inbound(&mut self) {
+        let snapshot = self.snapshot.clone();
+        for _ in 0..BUDGET {
+            match self.socket.receive(&mut self.inbound.bytes) {
+                Ok(train) if train.truncated => self.drop_packets(DropReason::Malformed, 1),
+                Ok(train) => self.inbound_train(&snapshot, train),
+                // Nothing more; other errors are those of single sends, which are told there.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn inbound_train(&mut self, snapshot: &Snapshot, train: Train) {
+        let mut key: Option<Arc<ReceiveKey>> = None;
+        let mut growing: Option<Growing<'_>> = None;
+        let mut start = 0;
+        loop {
+            let end = (start + train.stride).min(train.len);
+            let packet = self.inbound_datagram(snapshot, start..end, train.from, &mut key);
+            if let Some(packet) = packet {
+                growing = self.grow(growing, packet);
+            }
+            start = end;
+            if start >= train.len {
+                break;
+            }
+        }
+        if let Some(growing) = growing {
+            self.deliver_run(growing);
+        }
+    }
+
+    /// Opens one datagram and decides on it.
+    fn inbound_datagram<'a>(
+        &mut self,
+        snapshot: &'a Snapshot,
+        range: Range<usize>,
+        from: SocketAddr,
+        cached: &mut Option<Arc<ReceiveKey>>,
+    ) -> Option<Packet<'a>> {
+        let datagram = &mut self.inbound.bytes[range.clone()];
+        match Kind::of(datagram) {
+            Ok(Kind::Data) => {}
+            Ok(Kind::Initiation | Kind::Response | Kind::CookieReply) => {
+                self.pass_handshake(range, from);
+                return None;
+            }
+            Err(KindError::Version) => {
+                self.drop_packets(DropReason::VersionUnknown, 1);
+                return None;
+            }
+            Err(KindError::Empty | KindError::Kind) => {
+                self.drop_packets(DropReason::Malformed, 1);
+                return None;
+            }
+        }
+        let Ok(header) = DataHeader::parse(datagram) else {
+            self.drop_packets(DropReason::Malformed, 1);
+            return None;
+        };
+        let same = cached.as_ref().is_some_and(|key| key.index() == header.receiver);
+        if !same {
+            *cached = self.shared.directory.find(header.receiver);
+        }
+        let Some(key) = cached else {
+            self.unknown_session(from);
+            return None;
+        };
+        let Some(route) = snapshot.tables.find_peer(key.peer()) else {
+            self.drop_packets(DropReason::NoPeer, 1);
+            return None;
+        };
+        let drop = |reason| {
+            route.link.counters(self.index).dropped(reason, 1);
+            None
+        };
+        let prefix = match key.open(header, datagram, self.now) {
+            Ok(opened) => opened.prefix,
+            Err(error) => return drop(open_reason(error)),
+        };
+        if route.link.note_received(self.now) {
+            self.tell_active(&route.link);
+        }
+        self.tell_confirmed(key);
+        let inner_range = range.start + HEADER_LEN + PREFIX_LEN..range.end - TAG_LEN;
+        match self.inspect(snapshot, route, key, prefix, inner_range) {
+            Ok(packet) => packet,
+            Err(reason) => drop(reason),
+        }
+    }
+
+    /// Looks into an opened datagram: a control message goes to the session thread, a packet gets
+    /// its device.
+    fn inspect<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        route: &'a PeerRoute,
+        key: &ReceiveKey,
+        prefix: Prefix,
+        range: Range<usize>,
+    ) -> Result<Option<Packet<'a>>, DropReason> {
+        let bytes = &self.inbound.bytes[range.clone()];
+        let (checksum, ipv4) = match prefix.next {
+            NextProtocol::Ipv4(checksum) => (checksum, true),
+            NextProtocol::Ipv6(checksum) => (checksum, false),
+            NextProtocol::Control => {
+                let control = Control::parse(bytes).map_err(|_| DropReason::Malformed)?;
+                let (peer, index) = (key.peer(), key.index());
+                // A lost echo is asked again; nothing depends on a single one.
+                let _ = self.shared.events.try_send(SessionEvent::Control { peer, index, control });
+                return Ok(None);
+            }
+        };
+        let inner = Inner::parse(bytes).map_err(|_| DropReason::InnerMalformed)?;
+        if inner.is_ipv4() != ipv4 {
+            return Err(DropReason::InnerMalformed);
+        }
+        let id = snapshot.tables.inbound(key.peer(), prefix.vni, &inner)?;
+        let port = snapshot.ports.get(&id).ok_or(DropReason::NoEndpoint)?;
+        Ok(Some(Packet { route, port, inner, range, checksum }))
+    }
+
+    /// Takes a packet into the run under way, or delivers that and starts another.
+    fn grow<'a>(
+        &mut self,
+        growing: Option<Growing<'a>>,
+        packet: Packet<'a>,
+    ) -> Option<Growing<'a>> {
+        let Packet { route, port, inner, range, checksum } = packet;
+        if let Some(mut growing) = growing {
+            let bytes = &self.inbound.bytes;
+            let joins = Arc::ptr_eq(growing.port, port)
+                && takes_super(port, &inner)
+                && growing.route.id == route.id
+                && growing.run.append(
+                    &bytes[growing.first()],
+                    &bytes[range.clone()],
+                    &inner,
+                    checksum,
+                );
+            if joins {
+                let payload = range.start + usize::from(inner.payload);
+                self.inbound.payloads[growing.run.count() - 1] = (payload as u32, range.end as u32);
+                return Some(growing);
+            }
+            self.deliver_run(growing);
+        }
+        let run = Run::start(&self.inbound.bytes[range.clone()], &inner, checksum);
+        Some(Growing { run, route, port, first: (range.start as u32, range.end as u32) })
+    }
+
+    /// Writes a run to its device.
+    fn deliver_run(&mut self, growing: Growing<'_>) {
+        let first = growing.first();
+        let Growing { run, route, port, .. } = growing;
+        let count = PacketsBytes { packets: run.count() as u64, bytes: run.bytes() as u64 };
+        let bytes = &mut self.inbound.bytes;
+        let written = if run.count() == 1 && !takes_partial(port) {
+            deliver_single(port, bytes, first, run.checksum())
+        } else {
+            let header = run.finish(&mut bytes[first.clone()]).emit();
+            let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+            parts[0] = IoSlice::new(&header);
+            parts[1] = IoSlice::new(&bytes[first]);
+            for (place, (from, to)) in
+                parts[2..].iter_mut().zip(&self.inbound.payloads[1..run.count()])
+            {
+                *place = IoSlice::new(&bytes[*from as usize..*to as usize]);
+            }
+            write_parts(port, &parts[..=run.count()])
+        };
+        let counters = route.link.counters(self.index);
+        match written {
+            Ok(()) => {
+                counters.received(count);
+                port.received(self.index, count);
+            }
+            Err(_) => counters.dropped(DropReason::DeliverFailed, count.packets),
+        }
+    }
+
+    fn pass_handshake(&self, range: Range<usize>, from: SocketAddr) {
+        let bytes = self.inbound.bytes[range].to_vec();
+        if self.shared.events.try_send(SessionEvent::Datagram { bytes, from }).is_err() {
+            self.drop_packets(DropReason::HandshakeOverload, 1);
+        }
+    }
+
+    /// Counts, and tells the session thread now and then: a peer that lost its keys says so only
+    /// by this.
+    fn unknown_session(&mut self, from: SocketAddr) {
+        self.drop_packets(DropReason::UnknownSession, 1);
+        if self.now.since(self.unknown_session_told) >= UNKNOWN_INTERVAL {
+            self.unknown_session_told = self.now;
+            let _ = self.shared.events.try_send(SessionEvent::UnknownSession(from));
+        }
+    }
+
+    fn tell_confirmed(&self, key: &ReceiveKey) {
+        if key.is_unconfirmed() {
+            let (peer, index) = (key.peer(), key.index());
+            let told = self.shared.events.try_send(SessionEvent::Confirmed { peer, index });
+            if told.is_ok() {
+                key.set_confirmed();
+            }
+        }
+    }
+}
+
+fn open_reason(error: OpenError) -> DropReason {
+    match error {
+        OpenError::Lane => DropReason::LaneUnknown,
+        OpenError::NotAuthentic => DropReason::NotAuthentic,
+        OpenError::Replay => DropReason::Replay,
+        OpenError::Expired => DropReason::KeyExpired,
+        OpenError::Protocol => DropReason::ProtocolUnknown,
+    }
+}
+
+/// The longest train that UDP_GRO builds.
+const BUFFER_LEN: usize = 65_535;
+/// Trains taken before others have their turn.
+const BUDGET: usize = 32;
+/// How often unknown sessions are told, a worker.
+const UNKNOWN_INTERVAL: Duration = Duration::from_millis(100);

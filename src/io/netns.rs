@@ -1,0 +1,67 @@
+//! Work inside another network namespace, on a thread of its own that ends with the work, so that
+//! no other thread ever finds itself somewhere else.
+
+use std::{
+    fs::File,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// An open network namespace. Holding it keeps the namespace alive.
+pub struct Namespace {
+    file: File,
+    path: PathBuf,
+}
+
+/// Tells two namespaces apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamespaceId {
+    device: u64,
+    inode: u64,
+}
+
+impl Namespace {
+    /// Opens the namespace at `path`, a bind mount or an entry of `/proc/PID/ns`.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let open = || format!("open network namespace {}", path.display());
+        let file = File::open(path).with_context(open)?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Returns what tells it apart.
+    pub fn id(&self) -> anyhow::Result<NamespaceId> {
+        let meta = self.file.metadata().context("look at the network namespace")?;
+        Ok(NamespaceId { device: meta.dev(), inode: meta.ino() })
+    }
+
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Runs `work` inside the namespace. The thread has a runtime of its own, because a netlink
+    /// socket belongs to the namespace that it was opened in.
+    pub fn run<T: Send>(
+        &self,
+        work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .with_context(|| format!("enter network namespace {}", self.path.display()))?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_io()
+                    .build()
+                    .context("start a runtime in the network namespace")?;
+                runtime.block_on(work())
+            });
+            match thread.join() {
+                Ok(result) => result,
+                Err(_) => bail!("the thread in network namespace {} panicked", self.path.display()),
+            }
+        })
+    }
+}

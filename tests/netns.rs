@@ -1,0 +1,171 @@
+//! Runs the scripts of `netns-scripts` with the programs just built: what only a kernel can prove.
+//! One at a time, since each measures or captures what the machine's few cores do. Without root a
+//! script runs inside a user namespace of its own; where that cannot be, its test fails.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// `ip netns` writes to `/run`, which is therefore the user namespace's own.
+const OWN_RUN: &str = "mount -t tmpfs -o mode=755 tmpfs /run && exec \"$@\"";
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("netns-scripts")
+}
+
+/// Runs a script with arguments; it must end well.
+#[track_caller]
+fn run(script: &str, args: &[&str]) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let script = folder().join(script);
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new(&script)
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "--mount", "--"]);
+        command.args(["sh", "-c", OWN_RUN, "sh"]).arg(&script);
+        command
+    };
+    let programs = Path::new(env!("CARGO_BIN_EXE_overlayd")).parent().expect("it lies in a folder");
+    let output = command.args(args).env("OVERLAY_BIN", programs).output();
+    let output = output.unwrap_or_else(|error| panic!("start {}: {error}", script.display()));
+    let said =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    println!("{}", said.concat());
+    assert!(output.status.success(), "{} {args:?}: {}", script.display(), output.status);
+}
+
+#[test]
+fn every_script_is_run() {
+    let own = include_str!("netns.rs");
+    for entry in fs::read_dir(folder()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_test = name.ends_with(".sh") && name != "lib.sh";
+        assert!(!is_test || own.contains(&format!("run(\"{name}\"")), "{name} has no test here");
+    }
+}
+
+#[test]
+fn ping_and_tcp() {
+    run("ping-tcp.sh", &[]);
+}
+
+#[test]
+fn ping_and_tcp_over_an_ipv6_underlay() {
+    run("underlay6.sh", &[]);
+}
+
+#[test]
+fn bulk_with_underlay_offloads() {
+    run("bulk.sh", &["default"]);
+}
+
+#[test]
+fn bulk_without_underlay_offloads() {
+    run("bulk.sh", &["noffl"]);
+}
+
+#[test]
+fn bulk_without_tun_tso4() {
+    run("bulk.sh", &["default", "tun-tso4=off"]);
+}
+
+#[test]
+fn bulk_without_tun_tso6() {
+    run("bulk.sh", &["default", "tun-tso6=off"]);
+}
+
+#[test]
+fn bulk_without_tun_uso4() {
+    run("bulk.sh", &["default", "tun-uso4=off"]);
+}
+
+#[test]
+fn bulk_without_tun_uso6() {
+    run("bulk.sh", &["default", "tun-uso6=off"]);
+}
+
+#[test]
+fn bulk_without_tun_csum() {
+    run("bulk.sh", &["default", "tun-csum=off"]);
+}
+
+#[test]
+fn bulk_without_udp_gso() {
+    run("bulk.sh", &["default", "udp-gso=off"]);
+}
+
+#[test]
+fn bulk_without_udp_gro() {
+    run("bulk.sh", &["default", "udp-gro=off"]);
+}
+
+#[test]
+fn bulk_on_the_plain_path() {
+    run("bulk.sh", &["default", "tun-vnet=off"]);
+}
+
+#[test]
+fn bulk_on_the_plain_path_without_underlay_offloads() {
+    run("bulk.sh", &["noffl", "tun-vnet=off,udp-gso=off,udp-gro=off"]);
+}
+
+#[test]
+fn containers_of_one_node() {
+    run("same-node.sh", &[]);
+}
+
+#[test]
+fn large_datagrams() {
+    run("large-udp.sh", &[]);
+}
+
+#[test]
+fn networks_with_one_subnet_stay_apart() {
+    run("overlapping.sh", &[]);
+}
+
+#[test]
+fn keys_are_renewed_without_loss() {
+    run("rekey.sh", &[]);
+}
+
+#[test]
+fn the_gateway_answers() {
+    run("gateway.sh", &[]);
+}
+
+#[test]
+fn nothing_crosses_the_underlay_in_clear() {
+    run("plaintext.sh", &[]);
+}
+
+#[test]
+fn counters_are_what_a_capture_counts() {
+    run("counters.sh", &[]);
+}
+
+#[test]
+fn a_daemon_that_cannot_work_says_why() {
+    run("bad-start.sh", &[]);
+}
+
+#[test]
+fn a_bad_init_or_join_is_refused() {
+    run("bad-cluster.sh", &[]);
+}
+
+#[test]
+fn a_bad_network_or_attachment_is_refused() {
+    run("bad-network.sh", &[]);
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    run("second-daemon.sh", &[]);
+}

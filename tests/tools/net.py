@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Traffic for the scripts of netns-scripts, and what captures hold.
+
+    tcp-serve ADDR PORT               takes connections; answers each with the SHA-256 of what came
+    tcp-send ADDR PORT BYTES [MARK]   sends bytes (random, or MARK again and again); fails unless the answer agrees
+    udp-echo ADDR PORT                sends back what comes
+    udp-check ADDR PORT SIZE...       sends a datagram of each size and checks what comes back, byte by byte
+    mark ADDR PORT MARK               one echo request and one datagram filled with MARK; both must come back
+    pcap-find FILE MARK               how many packets hold MARK
+    pcap-mss FILE                     the MSS of every SYN, sorted, each once
+    pcap-count FILE MTU SOURCE        packets and bytes sent by SOURCE, super-packets split as for MTU
+"""
+import hashlib
+import os
+import socket
+import struct
+import sys
+
+
+def family(addr):
+    return socket.AF_INET6 if ":" in addr else socket.AF_INET
+
+
+def blocks(size, mark):
+    """Yields `size` bytes: numbered random blocks, or `mark` repeated."""
+    base = (mark * (1 + (1 << 20) // len(mark)))[: 1 << 20] if mark else os.urandom(1 << 20)
+    number = 0
+    while size > 0:
+        block = base if mark else struct.pack("!Q", number) + base[8:]
+        yield block[:size]
+        size -= len(block)
+        number += 1
+
+
+def tcp_serve(addr, port):
+    with socket.create_server((addr, int(port)), family=family(addr)) as server:
+        print("ready", flush=True)
+        while True:
+            stream, _ = server.accept()
+            digest = hashlib.sha256()
+            with stream:
+                while data := stream.recv(1 << 20):
+                    digest.update(data)
+                stream.sendall(digest.digest())
+
+
+def tcp_send(addr, port, size, mark=""):
+    digest = hashlib.sha256()
+    with socket.create_connection((addr, int(port)), timeout=60) as stream:
+        for block in blocks(int(size), mark.encode()):
+            digest.update(block)
+            stream.sendall(block)
+        stream.shutdown(socket.SHUT_WR)
+        answer = b""
+        while data := stream.recv(64):
+            answer += data
+    if answer != digest.digest():
+        sys.exit(f"what arrived has SHA-256 {answer.hex()}, sent was {digest.hexdigest()}")
+
+
+def udp_echo(addr, port):
+    with socket.socket(family(addr), socket.SOCK_DGRAM) as sock:
+        sock.bind((addr, int(port)))
+        print("ready", flush=True)
+        while True:
+            data, peer = sock.recvfrom(65535)
+            sock.sendto(data, peer)
+
+
+def udp_ask(addr, port, data):
+    with socket.socket(family(addr), socket.SOCK_DGRAM) as sock:
+        sock.connect((addr, int(port)))
+        sock.settimeout(3)
+        sock.send(data)
+        try:
+            back = sock.recv(65535)
+        except TimeoutError:
+            sys.exit(f"no answer to a datagram of {len(data)} bytes")
+    if back != data:
+        sys.exit(f"a datagram of {len(data)} bytes came back as other bytes ({len(back)})")
+
+
+def udp_check(addr, port, *sizes):
+    for size in sizes:
+        udp_ask(addr, port, os.urandom(int(size)))
+
+
+def mark_once(addr, port, mark):
+    data = mark.encode() * 4
+    udp_ask(addr, port, data)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        sock.settimeout(3)
+        head = struct.pack("!BBHHH", 8, 0, 0, 7, 7)
+        words = struct.unpack(f"!{(len(head) + len(data)) // 2}H", head + data)
+        total = sum(words)
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        packet = head[:2] + struct.pack("!H", ~total & 0xFFFF) + head[4:] + data
+        sock.sendto(packet, (addr, 0))
+        while True:
+            back = sock.recv(65535)
+            inner = back[(back[0] & 15) * 4:]
+            if inner[0] == 0 and inner[8:] == data:
+                return
+
+
+def packets(path):
+    """Yields (length, bytes kept) of each packet of a capture, from the IP header on."""
+    with open(path, "rb") as file:
+        file.read(24)
+        while head := file.read(16):
+            _, _, kept, length = struct.unpack("<IIII", head)
+            yield length, file.read(kept)
+
+
+def pcap_find(path, mark):
+    print(sum(mark.encode() in data for _, data in packets(path)))
+
+
+def header(data):
+    """Returns the length of the IP header, the protocol and the sender; None for what is not IP."""
+    version = data[0] >> 4
+    if version == 4:
+        return (data[0] & 15) * 4, data[9], data[12:16]
+    if version == 6:
+        return 40, data[6], data[8:24]
+    return None
+
+
+def pcap_mss(path):
+    found = set()
+    for _, data in packets(path):
+        if not (ip := header(data)) or ip[1] != 6 or not data[ip[0] + 13] & 2:
+            continue
+        options = data[ip[0] + 20 : ip[0] + (data[ip[0] + 12] >> 4) * 4]
+        while options and options[0] != 0:
+            if options[0] == 2:
+                found.add(struct.unpack("!H", options[2:4])[0])
+            options = options[1 if options[0] == 1 else options[1]:]
+    print(*sorted(found))
+
+
+def pcap_count(path, mtu, source):
+    """Counts as the wire would see it: a TCP super-packet is as many packets as its MTU asks for."""
+    source = socket.inet_pton(family(source), source)
+    count = size = 0
+    for length, data in packets(path):
+        if not (ip := header(data)):
+            continue
+        head, proto, sender = ip
+        if sender != source:
+            continue
+        if proto == 6:
+            head += (data[head + 12] >> 4) * 4
+            parts = max(1, -(-(length - head) // (int(mtu) - head)))
+        else:
+            head, parts = 0, 1
+        count += parts
+        size += length + (parts - 1) * head
+    print(count, size)
+
+
+VERBS = {
+    "tcp-serve": tcp_serve, "tcp-send": tcp_send, "udp-echo": udp_echo, "udp-check": udp_check,
+    "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-count": pcap_count,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        sys.exit(__doc__)
+    VERBS[sys.argv[1]](*sys.argv[2:])
