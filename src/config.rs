@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Parser;
 use tracing::Level;
 
@@ -76,8 +76,7 @@ impl Settings {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => String::new(),
             Err(error) => {
-                let advice = "name one that can be read with --config";
-                return Err(error).with_context(|| format!("read {}: {advice}", path.display()));
+                bail!("read {}: {error}; name one that can be read with --config", path.display())
             }
         };
         let file = read_file(&path, &text)?;
@@ -252,6 +251,9 @@ mod tests {
     fn a_named_file_must_be_there() {
         let flags = Flags { config: Some("/no/such/file".into()), ..Flags::default() };
         let error = Settings::read(flags, |_| None).unwrap_err().to_string();
-        assert_eq!(error, "read /no/such/file: name one that can be read with --config");
+        assert_eq!(
+            error,
+            "read /no/such/file: No such file or directory (os error 2); name one that can be read with --config"
+        );
     }
 }

@@ -63,7 +63,8 @@ pub fn data_path(
 
 /// Returns the networks of this host, which automatic subnets leave out.
 pub fn underlays(addresses: &[InterfaceAddr]) -> Vec<IpNet> {
-    addresses.iter().filter(|addr| !addr.loopback).map(|addr| IpNet::from(addr.addr)).collect()
+    let own = addresses.iter().filter(|addr| !addr.loopback);
+    own.filter_map(|addr| IpNet::new(addr.addr, addr.prefix_len).ok()).map(|n| n.trunc()).collect()
 }
 
 /// Reads `HOST`, `HOST:PORT`, `[IPv6]`, `[IPv6]:PORT`, or a bare IPv6 address.
@@ -152,6 +153,7 @@ mod tests {
         let addr = |(interface, addr): &(&str, &str)| InterfaceAddr {
             interface: (*interface).to_owned(),
             addr: addr.parse().unwrap(),
+            prefix_len: if addr.contains(':') { 64 } else { 24 },
             mtu: 1500,
             loopback: *interface == "lo",
         };
@@ -216,6 +218,13 @@ mod tests {
             "192.0.2.1:x",
             "'192.0.2.1:x': 'x' is no port; use 1 to 65535, and [IPv6]:PORT for IPv6",
         );
+    }
+
+    #[test]
+    fn the_hosts_networks_are_those_of_its_links() {
+        let nets: Vec<String> =
+            underlays(&host(&[LO, ONE, SIX])).iter().map(ToString::to_string).collect();
+        assert_eq!(nets, ["192.0.2.0/24", "2001:db8::/64"]);
     }
 
     #[test]

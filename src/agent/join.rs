@@ -19,6 +19,7 @@ use crate::{
         tls::{self, Credentials, join_statement},
     },
     types::{Name, Node, VersionRange},
+    wire::envelope,
 };
 
 /// What a node says of itself when it joins.
@@ -117,4 +118,5 @@ pub async fn leave(channel: Channel) -> Result<(), Status> {
 }
 
 /// The wire versions that this program speaks.
-const VERSIONS: VersionRange = VersionRange { lowest: 1, highest: 1 };
+const VERSIONS: VersionRange =
+    VersionRange { lowest: envelope::VERSION, highest: envelope::VERSION };

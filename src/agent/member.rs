@@ -69,6 +69,16 @@ struct Attachment {
     default_route: bool,
 }
 
+impl Attachment {
+    /// Why the same namespace is not attached to the same network again.
+    fn refusal(&self) -> Status {
+        Status::already_exists(format!(
+            "the target is on network {} already, as endpoint {}; detach that one first",
+            self.network.name, self.endpoint.name
+        ))
+    }
+}
+
 impl Member {
     /// Starts the link, and waits until the manager's first snapshot is in use.
     ///
@@ -190,6 +200,11 @@ impl Member {
             check_interface(interface)?;
         }
         let turn = self.turn.lock().await;
+        // The cheap look before an address is spent; ids' starts are found out after.
+        let named = |other: &&Attachment| other.network.name.as_str() == request.network;
+        if let Some(twice) = self.attachments_in(namespace).iter().find(named) {
+            return Err(twice.refusal());
+        }
         let mut client = AttachmentClient::new(self.channel()?);
         let create = CreateEndpointRequest {
             network: request.network.clone(),
@@ -235,15 +250,9 @@ impl Member {
         namespace: NamespaceId,
         request: &AttachRequest,
     ) -> Result<Attachment, Status> {
-        let here: Vec<Attachment> = {
-            let attachments = self.attachments();
-            attachments.values().filter(|other| other.namespace == namespace).cloned().collect()
-        };
+        let here = self.attachments_in(namespace);
         if let Some(twice) = here.iter().find(|other| other.network.id == network.id) {
-            return Err(Status::already_exists(format!(
-                "the target is on network {} already, as endpoint {}; detach that one first",
-                network.name, twice.endpoint.name
-            )));
+            return Err(twice.refusal());
         }
         let first_way_out = !network.internal && !here.iter().any(|other| other.default_route);
         let default_route = request.default_route || first_way_out;
@@ -350,6 +359,11 @@ impl Member {
             interface: Some(attached.interface.clone()),
             mtu: Some(attached.mtu.into()),
         }
+    }
+
+    fn attachments_in(&self, namespace: NamespaceId) -> Vec<Attachment> {
+        let attachments = self.attachments();
+        attachments.values().filter(|other| other.namespace == namespace).cloned().collect()
     }
 
     async fn end_tasks(&self) {

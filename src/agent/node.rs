@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use ipnet::Ipv4Net;
 use tokio::{
     net::{UdpSocket, lookup_host},
@@ -346,7 +346,7 @@ fn own_manager(listen: SocketAddr, advertised: SocketAddr) -> SocketAddr {
 
 fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
     let (host, port) = address::split_port(text)?;
-    let ip: IpAddr = host.parse().with_context(|| {
+    let ip: IpAddr = host.parse().ok().with_context(|| {
         format!("--listen-addr '{text}' is no address; use one such as 0.0.0.0:{DEFAULT_PORT}")
     })?;
     Ok(SocketAddr::new(ip, port.unwrap_or(DEFAULT_PORT)))
@@ -372,10 +372,12 @@ async fn towards(manager: SocketAddr) -> anyhow::Result<IpAddr> {
         socket.connect(manager).await?;
         socket.local_addr()
     };
-    let source = source.await.with_context(|| {
-        format!("manager {manager} is not reachable: check the address and this node's routes")
-    })?;
-    Ok(source.ip())
+    match source.await {
+        Ok(source) => Ok(source.ip()),
+        Err::<SocketAddr, std::io::Error>(error) => {
+            bail!("manager {manager} is not reachable: {error}; check it and this node's routes")
+        }
+    }
 }
 
 async fn undo_join(manager: SocketAddr, credentials: &tls::Credentials) -> anyhow::Result<()> {
@@ -409,6 +411,32 @@ mod tests {
         check("[::]:2377", "[2001:db8::1]:99", "[2001:db8::1]:2377");
         check("127.0.0.1:5", "192.0.2.1:5", "127.0.0.1:5");
         check("0.0.0.0:5", "[2001:db8::1]:5", "127.0.0.1:5");
+    }
+
+    #[tokio::test]
+    async fn outside_a_cluster_everything_names_the_way_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::open(&super::super::StateDir::open(folder.path()).unwrap());
+        let options = Options {
+            state_dir: folder.path().to_owned(),
+            workers: 1,
+            offloads: Offloads::ALL,
+            rekey_interval: Duration::from_secs(120),
+            hostname: "n1".into(),
+        };
+        let start: StartManager = Box::new(|_| Box::pin(async { bail!("not asked for") }));
+        let node = Arc::new(Node::new(options, identity.unwrap(), start));
+        let sentence = "this node is not a member of a cluster; make one with 'overlayctl init', or join one with 'overlayctl join'";
+        assert_eq!(node.member().await.err().unwrap().message(), sentence);
+        assert_eq!(node.manager().await.err().unwrap().message(), sentence);
+        let cut = JoinClusterRequest { token: "OVTKN-1-cut".into(), ..Default::default() };
+        assert_eq!(
+            node.clone().join(cut).await.err().unwrap().message(),
+            "the token is cut or bent; copy the whole line that 'overlayctl join-token worker' prints"
+        );
+        node.shutdown().await;
+        let late = node.join(JoinClusterRequest::default()).await.err().unwrap();
+        assert_eq!(late.message(), "this overlayd is ending; start it again");
     }
 
     #[tokio::test]

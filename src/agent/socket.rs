@@ -12,7 +12,7 @@ use std::{
     process,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use tokio::net::UnixListener;
 
 /// A bound socket; its file goes when this is dropped.
@@ -36,7 +36,7 @@ impl Socket {
                 .recursive(true)
                 .mode(0o755)
                 .create(folder)
-                .with_context(|| format!("make {}: {advice}", folder.display()))?;
+                .map_err(|error| anyhow!("make {}: {error}; {advice}", folder.display()))?;
         }
         match UnixStream::connect(path) {
             Ok(_) => bail!(
@@ -53,15 +53,17 @@ impl Socket {
                     bail!("{shown} is not a socket; remove it, or choose another with --socket");
                 }
             }
-            Err(error) => return Err(error).with_context(|| format!("open {shown}: {advice}")),
+            Err(error) => bail!("open {shown}: {error}; {advice}"),
         }
         // Made beside and moved into place when its permissions are right.
         let new = path.with_file_name(format!(".overlayd-{}.sock", process::id()));
-        let listener = bind_at(&new, path).with_context(|| format!("make {shown}: {advice}"));
-        if listener.is_err() {
-            let _ = fs::remove_file(&new);
+        match bind_at(&new, path) {
+            Ok(listener) => Ok(Self { path: path.to_owned(), listener }),
+            Err(error) => {
+                let _ = fs::remove_file(&new);
+                bail!("make {shown}: {error}; {advice}")
+            }
         }
-        Ok(Self { path: path.to_owned(), listener: listener? })
     }
 }
 

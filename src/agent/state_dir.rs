@@ -9,7 +9,7 @@ use std::{
     process,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -29,8 +29,8 @@ impl StateDir {
     /// Another daemon holds it, or it cannot be written.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
-            format!("make state folder {shown}: run as root, or choose another with --state-dir")
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+            anyhow!("make state folder {shown}: {error}; run as root, or use another --state-dir")
         })?;
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
@@ -40,8 +40,9 @@ impl StateDir {
             .truncate(false)
             .mode(0o600)
             .open(&lock_path)
-            .with_context(|| {
-                format!("open {}: run as root, or use another --state-dir", lock_path.display())
+            .map_err(|error| {
+                let path = lock_path.display();
+                anyhow!("open {path}: {error}; run as root, or use another --state-dir")
             })?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

@@ -1,7 +1,7 @@
 //! The daemon of a node: reads its settings, takes its state folder and socket, and serves until it
 //! is told to end.
 
-use std::{env, process::ExitCode, sync::Arc};
+use std::{env, io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -18,16 +18,15 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::info;
+use tracing::{Level, info, level_filters::LevelFilter};
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let started = Settings::read(flags, |name| env::var(name).ok()).and_then(|settings| {
-        tracing_subscriber::fmt()
-            .with_max_level(settings.log)
-            .with_writer(std::io::stderr)
-            .with_ansi(env::var_os("NO_COLOR").is_none() && is_terminal())
-            .init();
+        start_log(settings.log);
         Runtime::new().context("start the runtime")?.block_on(run(settings))
     });
     match started {
@@ -70,13 +69,15 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     info!("ending");
     node.shutdown().await;
     stop.send_replace(true);
+    let ended = match ended {
+        Some(ended) => Ok(ended),
+        None => tokio::time::timeout(GRACE, &mut serving).await,
+    };
     match ended {
-        Some(ended) => ended?,
-        None => {
-            // An open call ends with the process.
-            let _ = tokio::time::timeout(GRACE, &mut serving).await;
+        Ok(served) => served?,
+        Err(_) => {
+            // A call is still open: it ends here, and the socket's file with the server.
             serving.abort();
-            // Its end removes the socket's file.
             let _ = serving.await;
             Ok(())
         }
@@ -94,9 +95,14 @@ fn start_manager() -> StartManager {
     })
 }
 
-fn is_terminal() -> bool {
-    std::io::IsTerminal::is_terminal(&std::io::stderr())
+/// Our own events go to stderr from the chosen level up, those of libraries only as warnings.
+fn start_log(level: Level) {
+    let color = env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
+    let ours = Targets::new().with_target("overlay", level);
+    let libraries = LevelFilter::from_level(level).min(LevelFilter::WARN);
+    let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(color);
+    tracing_subscriber::registry().with(events.with_filter(ours.with_default(libraries))).init();
 }
 
 /// What calls in progress are given at the end.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(1);

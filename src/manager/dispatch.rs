@@ -291,3 +291,6 @@ impl Queue {
 /// At about 200 bytes a change a full queue is below one megabyte, and a snapshot of most networks
 /// is smaller than that.
 const MAX_QUEUED: usize = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use futures_util::stream;
 use tokio::{
     net::TcpListener,
@@ -84,8 +84,8 @@ impl Manager {
     /// The address cannot be listened on, or the cluster's settings are refused; nothing is left.
     pub async fn found(mut founding: Founding) -> anyhow::Result<(Self, Founded)> {
         let listen = founding.listen_addr;
-        let listener = TcpListener::bind(listen).await.with_context(|| {
-            format!("listen on {listen}: choose another address or port with --listen-addr")
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            anyhow!("listen on {listen}: {error}; choose another address with --listen-addr")
         })?;
         let listen_addr = listener.local_addr()?;
         let advertise: SocketAddr = founding.node.advertise_addr.parse()?;
@@ -226,7 +226,7 @@ async fn register_first(log: &Log, cluster: [u8; 16], founding: &Founding) -> an
 }
 
 fn refused(status: Status) -> anyhow::Error {
-    anyhow::anyhow!("{}", status.message())
+    anyhow!("{}", status.message())
 }
 
 fn caller_of<T>(request: &Request<T>) -> Result<&Caller, Status> {

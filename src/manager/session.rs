@@ -242,3 +242,39 @@ fn parts(table: &Table) -> Vec<Snapshot> {
 const OUTBOUND: usize = 4;
 const PART_BYTES: usize = MAX_MESSAGE_BYTES / 4;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Endpoint, EndpointId, NetworkId, NodeId};
+
+    #[test]
+    fn a_large_table_is_cut_into_messages_that_agents_take() {
+        let mut table = Table { revision: 7, ..Table::empty(NodeId::from_u128(1)) };
+        for id in 0..40_000 {
+            let endpoint = Endpoint {
+                id: EndpointId::from_u128(id),
+                name: "e".parse().unwrap(),
+                network: NetworkId::from_u128(1),
+                node: NodeId::from_u128(1),
+                addresses: vec!["10.0.0.2/24".parse().unwrap()],
+                aliases: Vec::new(),
+            };
+            table.endpoints.insert(endpoint.id, endpoint);
+        }
+        let parts = parts(&table);
+        assert!(parts.len() > 1, "the table is too small for this test");
+        assert!(parts.iter().all(|part| part.encoded_len() < MAX_MESSAGE_BYTES));
+        assert!(parts.iter().all(|part| part.revision == 7));
+        assert_eq!(parts.iter().map(|part| part.endpoints.len()).sum::<usize>(), 40_000);
+        let last: Vec<bool> = parts.iter().map(|part| part.last).collect();
+        assert_eq!(last.iter().filter(|last| **last).count(), 1);
+        assert_eq!(last.last(), Some(&true));
+    }
+
+    #[test]
+    fn an_empty_table_is_one_message() {
+        let parts = parts(&Table::empty(NodeId::from_u128(1)));
+        assert_eq!((parts.len(), parts[0].last), (1, true));
+    }
+}

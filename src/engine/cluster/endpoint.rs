@@ -141,12 +141,15 @@ impl State {
 }
 
 fn choose_name(entry: &NetworkEntry, create: &CreateEndpoint) -> Result<Name, Refusal> {
-    let id = create.id.to_string();
-    // Twelve characters are what tables show of an id.
-    let from_id = || id[..12].parse().or_else(|_| id.parse());
     let name = match &create.name {
         Some(name) => name.clone(),
-        None => from_id().map_err(|_| Refusal::IdUsed { kind: Kind::Endpoint })?,
+        None => {
+            // Twelve characters are what tables show of an id; the whole one is nobody else's.
+            let id = create.id.to_string();
+            let names = [&id[..12], id.as_str()].into_iter().filter_map(|text| text.parse().ok());
+            let mut free = names.filter(|name: &Name| !entry.names.contains_key(name));
+            free.next().ok_or(Refusal::IdUsed { kind: Kind::Endpoint })?
+        }
     };
     match entry.names.get(&name) {
         Some(taken) => {
