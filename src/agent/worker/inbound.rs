@@ -345,9 +345,9 @@ fn open_reason(error: OpenError) -> DropReason {
 /// The longest train that UDP_GRO builds.
 const MAX_TRAIN: usize = 65_535;
 /// Trains taken before they are forwarded: as many as single datagrams make one run.
-const MAX_TRAINS: usize = 64;
+const MAX_TRAINS: usize = 256;
 /// Room for 64 single datagrams of 1,500 bytes and a longest train behind them, or three such.
-const BUFFER_LEN: usize = 3 * MAX_TRAIN;
+const BUFFER_LEN: usize = 7 * MAX_TRAIN;
 /// Flows that grow runs side by side.
 const MAX_RUNS: usize = 4;
 /// Fillings of the buffer before others have their turn.
