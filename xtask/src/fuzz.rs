@@ -28,6 +28,9 @@ pub struct Args {
     /// Plant a defect and start from nothing: success is to find it in time
     #[arg(long, conflicts_with = "keep")]
     plant: bool,
+    /// Instead of fuzzing, list what of the parsers in src/wire the committed corpus does not reach
+    #[arg(long, conflicts_with_all = ["target", "plant", "keep"])]
+    coverage: bool,
     /// Add to the committed corpus what reaches something new
     #[arg(long)]
     keep: bool,
@@ -35,6 +38,9 @@ pub struct Args {
 
 /// Runs the target until its time is over or it finds something.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.coverage {
+        return coverage();
+    }
     let targets = targets()?;
     let Some(target) = &args.target else {
         targets.iter().for_each(say);
@@ -43,12 +49,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !targets.contains(target) {
         bail!("there is no fuzz target '{target}'; there are: {}", targets.join(", "));
     }
-    let tried = |words: &[&str], advice: &str| {
-        process::output(&mut command(words))
-            .map_err(|error| error.context(format!("not found: {} ({advice})", words.join(" "))))
-    };
-    tried(&["cargo", "+nightly", "--version"], "rustup toolchain install nightly")?;
-    tried(&["cargo", "fuzz", "--version"], "cargo install cargo-fuzz")?;
+    need(&["cargo", "+nightly", "--version"], "rustup toolchain install nightly")?;
+    need(&["cargo", "fuzz", "--version"], "cargo install cargo-fuzz")?;
     let options = [format!("-max_total_time={}", args.seconds), MAX_LEN.to_owned()];
     let options = options.each_ref().map(String::as_str);
     let scratch = Scratch::new()?;
@@ -86,6 +88,39 @@ fn planted(target: &str, options: &[&str], scratch: &Scratch) -> anyhow::Result<
     Ok(if crashed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs the parsers, instrumented by the compiler, on the committed corpus and lists what it did not
+/// reach.
+fn coverage() -> anyhow::Result<ExitCode> {
+    need(&["cargo", "+nightly", "--version"], "rustup toolchain install nightly")?;
+    let scratch = Scratch::new()?;
+    let [replayed, own] = ["replay", "report"].map(|run| scratch.root.join(run));
+    let corpus = folder().join("corpus");
+    process::run(&mut instrumented("replay", &corpus, &replayed))?;
+    process::run(&mut instrumented("report", &replayed, &own))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A run of the program of tests/fuzz/reach, which leaves what it went through in `profile`.
+fn instrumented(verb: &str, argument: &Path, profile: &Path) -> Command {
+    let manifest = folder().join("reach/Cargo.toml");
+    let mut run = command(["cargo", "+nightly", "run", "--quiet", "--manifest-path"]);
+    run.arg(manifest).args(["--", verb]).arg(argument).env("LLVM_PROFILE_FILE", profile);
+    run.env("RUSTFLAGS", "-C instrument-coverage -Z coverage-options=branch");
+    on_its_own(&mut run);
+    run
+}
+
+fn need(words: &[&str], advice: &str) -> anyhow::Result<()> {
+    let tried = process::output(&mut command(words));
+    tried.with_context(|| format!("not found: {} ({advice})", words.join(" ")))?;
+    Ok(())
+}
+
+/// The toolchain that runs us must not choose that of the child.
+fn on_its_own(child: &mut Command) {
+    child.current_dir(workspace::root()).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+}
+
 /// A command of cargo-fuzz; `options` go to libFuzzer.
 fn fuzz(verb: &str, target: &str, flags: &[&str], corpora: &[&Path], options: &[&str]) -> Command {
     let mut fuzz = command(["cargo", "+nightly", "fuzz", verb, "--fuzz-dir", "tests/fuzz"]);
@@ -93,8 +128,7 @@ fn fuzz(verb: &str, target: &str, flags: &[&str], corpora: &[&Path], options: &[
     if !options.is_empty() {
         fuzz.arg("--").args(options);
     }
-    // The toolchain that runs us must not choose that of the child.
-    fuzz.current_dir(workspace::root()).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+    on_its_own(&mut fuzz);
     fuzz
 }
 
