@@ -11,6 +11,7 @@
 //! | [`agent`] | the shell of a node: forwarder threads, sessions thread, link to a manager, local API |
 //! | [`manager`] | the shell of a manager: log, trust, control API, dispatch |
 //! | [`cli`] | `overlayctl` |
+//! | [`config`] | the settings of `overlayd` |
 //!
 //! `cargo xtask tidy` holds the table of who may import whom.
 //!
@@ -36,6 +37,7 @@
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod io;
 pub mod manager;

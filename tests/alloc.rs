@@ -122,12 +122,14 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u
         }
         return to;
     }
+    let last = len.wrapping_sub(1);
+    let (to_last, from_last) = (to.wrapping_add(last), from.wrapping_add(last));
     // SAFETY: `len` is not 0 here; both ends are inside the ranges, and copying backward is right
     // when the target lies ahead. The direction flag is put back.
     unsafe {
         std::arch::asm!(
             "std", "rep movsb", "cld",
-            inout("rcx") len => _, inout("rdi") to.add(len).sub(1) => _, inout("rsi") from.add(len).sub(1) => _,
+            inout("rcx") len => _, inout("rdi") to_last => _, inout("rsi") from_last => _,
             options(nostack)
         );
     }

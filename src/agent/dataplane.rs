@@ -111,6 +111,7 @@ pub struct Dataplane {
 /// What snapshots are built from, and what counted before and is gone.
 struct Current {
     table: Arc<Table>,
+    generation: u64,
     retired_drops: DropCounts,
     retired_networks: BTreeMap<NetworkId, Traffic>,
 }
@@ -153,6 +154,7 @@ impl Dataplane {
             next_port: AtomicU32::new(0),
             current: Mutex::new(Current {
                 table: Arc::new(Table::empty(config.node)),
+                generation: 0,
                 retired_drops: DropCounts::default(),
                 retired_networks: BTreeMap::new(),
             }),
@@ -184,7 +186,7 @@ impl Dataplane {
         self.retire_links(&mut current);
         let peers = current.table.peers.values().map(|peer| (peer.clone(), self.link(peer)));
         let peers = SessionEvent::Peers(peers.collect());
-        self.rebuild(&current);
+        self.rebuild(&mut current);
         // The session thread ends only with this data plane.
         let _ = self.shared.events.send(peers);
     }
@@ -207,13 +209,15 @@ impl Dataplane {
     }
 
     /// Builds and publishes a snapshot of the table, links and ports as they are now.
-    fn rebuild(&self, current: &Current) {
+    fn rebuild(&self, current: &mut Current) {
         let links = self.links.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
         let numbers = self.ports.iter().map(|entry| (*entry.key(), entry.value().id)).collect();
         let tables = Tables::build(&current.table, &links, &numbers, self.underlay_mtu);
         let ports =
             self.ports.iter().map(|entry| (entry.value().id, entry.value().clone())).collect();
-        self.shared.snapshot.store(Arc::new(Snapshot { tables, ports }));
+        current.generation += 1;
+        let generation = current.generation;
+        self.shared.snapshot.store(Arc::new(Snapshot { generation, tables, ports }));
         self.shared.wake_all();
     }
 
@@ -257,7 +261,7 @@ impl Dataplane {
             self.shared.workers(),
         );
         self.ports.insert(endpoint.id, Arc::new(port));
-        self.rebuild(&self.lock());
+        self.rebuild(&mut self.lock());
         Ok(Attached { interface, mtu })
     }
 
@@ -266,20 +270,18 @@ impl Dataplane {
         let Some((_, port)) = self.ports.remove(&endpoint) else {
             anyhow::bail!("endpoint {endpoint} has no device on this node");
         };
-        {
+        let generation = {
             let mut current = self.lock();
             let total = current.retired_networks.entry(port.network).or_default();
             *total = add_traffic(*total, port.traffic());
-            self.rebuild(&current);
-        }
-        // The queue closes when the last worker has let go of the old snapshot, at its next wake-up.
-        let gone = async {
-            while Arc::strong_count(&port) > 1 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            self.rebuild(&mut current);
+            current.generation
         };
-        let limit = Duration::from_secs(2);
-        tokio::time::timeout(limit, gone).await.context("a worker still holds the device")
+        // The device is gone when the last holder of its queue is: this one, once no worker uses a
+        // snapshot with it.
+        self.shared.adopted_by_all(generation).await;
+        drop(port);
+        Ok(())
     }
 
     /// Lists the peers of the table, sorted by name.
@@ -338,6 +340,11 @@ impl Dataplane {
         }
         stats
     }
+}
+
+/// Tries whether this process can make devices at all; the error says what is missing.
+pub fn check() -> anyhow::Result<()> {
+    device::check()
 }
 
 impl Drop for Dataplane {

@@ -32,6 +32,12 @@ pub(super) struct DeviceSpec {
     pub(super) offloads: Offloads,
 }
 
+/// Tries whether devices can be made at all, and says what is missing if not.
+pub(super) fn check() -> anyhow::Result<()> {
+    Tun::create(Offloads::ALL).map_err(explain)?;
+    Ok(())
+}
+
 /// Makes the device and returns its queue and name. Blocks for a few milliseconds.
 pub(super) fn create(namespace: &Namespace, spec: &DeviceSpec) -> anyhow::Result<(Tun, String)> {
     let tun = Tun::create(spec.offloads).map_err(explain)?;

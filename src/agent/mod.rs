@@ -1,7 +1,31 @@
-//! The shell of a node.
+//! The shell of a node: its life from a bare host to a member, the link to a manager, the local
+//! API, and the data plane.
+//!
+//! ```text
+//! overlayctl -> local -> node -> member -> link -> manager
+//!                                  |         `-> table -> dataplane
+//!                                  `-> attachments -> dataplane
+//! ```
 
+mod address;
 pub mod dataplane;
 mod device;
+mod forward;
+mod identity;
+pub mod join;
+pub mod link;
+mod local;
+mod member;
+mod namespace;
+mod node;
 mod session_thread;
 mod shared;
+mod socket;
+mod state_dir;
 mod worker;
+
+pub use identity::Identity;
+pub use local::serve;
+pub use node::{Node, Options, StartManager, StopManager};
+pub use socket::Socket;
+pub use state_dir::StateDir;

@@ -15,6 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::watch;
 
 use crate::{
     engine::{
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     pub(super) strangers_told: AtomicBool,
     pub(super) stop: AtomicBool,
     wakers: Vec<Waker>,
+    /// The generation of the snapshot that each worker uses.
+    adopted: Vec<watch::Sender<u64>>,
     /// Drops that belong to no peer: one set a worker, the last the session thread's.
     pub(super) drops: Vec<DropCounters>,
 }
@@ -46,6 +49,8 @@ pub(super) struct Shared {
 /// What a packet's way is read from.
 #[derive(Default)]
 pub(super) struct Snapshot {
+    /// Rises with every snapshot.
+    pub(super) generation: u64,
     pub(super) tables: Tables,
     pub(super) ports: HashMap<PortId, Arc<Port>>,
 }
@@ -125,6 +130,7 @@ impl Shared {
             strangers,
             strangers_told: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            adopted: (0..workers).map(|_| watch::Sender::new(0)).collect(),
             wakers: (0..workers).map(|_| Waker::new()).collect::<io::Result<_>>()?,
             drops: (0..=workers).map(|_| DropCounters::new()).collect(),
         })
@@ -136,6 +142,19 @@ impl Shared {
 
     pub(super) fn waker(&self, worker: usize) -> &Waker {
         &self.wakers[worker]
+    }
+
+    /// Notes that a worker uses a snapshot and has let go of all before it.
+    pub(super) fn note_adopted(&self, worker: usize, generation: u64) {
+        self.adopted[worker].send_replace(generation);
+    }
+
+    /// Waits until every worker uses this snapshot or a newer one.
+    pub(super) async fn adopted_by_all(&self, generation: u64) {
+        for worker in &self.adopted {
+            // The sender is ours, so it cannot be gone.
+            let _ = worker.subscribe().wait_for(|adopted| *adopted >= generation).await;
+        }
     }
 
     /// Makes every worker look at the snapshot, its waiting packets and `stop`.

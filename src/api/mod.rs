@@ -1,1 +1,43 @@
-//! What processes agree on.
+//! What processes agree on: the messages and services of the `.proto` files, their conversion from
+//! and to our own types, the join token, and how a channel to a manager or a node is opened.
+//!
+//! | who | to whom | service |
+//! |---|---|---|
+//! | a host that joins | manager, by a token | `Membership` |
+//! | an agent | manager, by its certificate | `Attachment`, `Dispatch`, `Control` |
+//! | an operator | node, by its unix socket | `Local`, and `Control`, which the node forwards |
+
+pub mod channel;
+mod convert;
+mod founding;
+pub mod tls;
+mod token;
+
+pub use convert::{Malformed, parse_id, parse_list, parse_text};
+pub use founding::{Founded, Founding};
+pub use token::{JoinToken, TokenError};
+
+/// The generated messages, clients and servers.
+#[allow(missing_docs, clippy::all, unused_qualifications, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("overlay.v1");
+
+    impl std::fmt::Debug for Psk {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "Psk(epoch {}, …)", self.epoch)
+        }
+    }
+}
+
+/// The largest message that either side takes, in bytes. Snapshots are sent in parts well below it.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// The port that managers listen on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 2377;
+
+/// How often each side of the stream between agent and manager says something.
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// After how long a silence either side takes the stream as closed: three heartbeats, so that one
+/// lost to a busy machine costs nothing.
+pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(3);

@@ -1,2 +1,108 @@
-//! stub
-fn main() {}
+//! The daemon of a node: reads its settings, takes its state folder and socket, and serves until it
+//! is told to end.
+
+use std::{env, io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use overlay::{
+    agent::{
+        Identity, Node, Options, Socket, StartManager, StateDir, StopManager, dataplane::check,
+        serve,
+    },
+    config::{Flags, Settings},
+    manager::Manager,
+};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing::{Level, info, level_filters::LevelFilter};
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let started = Settings::read(flags, |name| env::var(name).ok()).and_then(|settings| {
+        start_log(settings.log);
+        Runtime::new().context("start the runtime")?.block_on(run(settings))
+    });
+    match started {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overlayd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    check()?;
+    let state = StateDir::open(&settings.state_dir)?;
+    let identity = Identity::open(&state)?;
+    let socket = Socket::bind(&settings.socket)?;
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let options = Options {
+        state_dir: settings.state_dir,
+        workers: settings.workers,
+        offloads: settings.offloads,
+        rekey_interval: settings.rekey_interval,
+        hostname,
+    };
+    let node = Arc::new(Node::new(options, identity, start_manager()));
+    let (stop, mut stopped) = watch::channel(false);
+    let until_stopped = async move {
+        // A dropped sender is a stop too.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    let mut serving = tokio::spawn(serve(node.clone(), socket, until_stopped));
+    info!("ready on {}", settings.socket.display());
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut serving => Some(ended),
+    };
+    info!("ending");
+    node.shutdown().await;
+    stop.send_replace(true);
+    let ended = match ended {
+        Some(ended) => Ok(ended),
+        None => tokio::time::timeout(GRACE, &mut serving).await,
+    };
+    match ended {
+        Ok(served) => served?,
+        Err(_) => {
+            // A call is still open: it ends here, and the socket's file with the server.
+            serving.abort();
+            let _ = serving.await;
+            Ok(())
+        }
+    }
+}
+
+/// Gives the agent the way to a manager in this process.
+fn start_manager() -> StartManager {
+    Box::new(|founding| {
+        Box::pin(async move {
+            let (manager, founded) = Manager::found(founding).await?;
+            let stop: StopManager = Box::new(|| Box::pin(manager.shutdown()));
+            Ok((founded, stop))
+        })
+    })
+}
+
+/// Our own events go to stderr from the chosen level up, those of libraries only as warnings.
+fn start_log(level: Level) {
+    let color = env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
+    let ours = Targets::new().with_target("overlay", level);
+    let libraries = LevelFilter::from_level(level).min(LevelFilter::WARN);
+    let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(color);
+    tracing_subscriber::registry().with(events.with_filter(ours.with_default(libraries))).init();
+}
+
+/// What calls in progress are given at the end.
+const GRACE: Duration = Duration::from_secs(1);

@@ -1,1 +1,169 @@
-//! `overlayctl`.
+//! `overlayctl`: flags in, one call to the node's socket, a table or one JSON value out. One file a
+//! noun; what a failure looks like is in `failure`, what answers look like in `output`.
+
+mod attach;
+mod client;
+mod cluster;
+mod endpoint;
+mod failure;
+mod network;
+mod node;
+mod output;
+mod peers;
+mod run;
+mod stats;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::{client::Client, failure::Failure};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "overlayctl", version, about = "Container networks across hosts, encrypted")]
+pub struct Cli {
+    /// The socket of the node's overlayd
+    #[arg(
+        long,
+        global = true,
+        env = "OVERLAY_SOCKET",
+        default_value = "/run/overlay/overlayd.sock",
+        value_name = "PATH"
+    )]
+    socket: PathBuf,
+    /// Print one JSON value instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a cluster with this node as its manager
+    Init(cluster::Init),
+    /// Make this node a member of a cluster
+    Join(cluster::Join),
+    /// Print what another node joins with
+    JoinToken(cluster::JoinToken),
+    /// Show what this node is
+    Info,
+    /// The nodes of the cluster
+    #[command(subcommand)]
+    Node(node::Command),
+    /// The networks of the cluster
+    #[command(subcommand)]
+    Network(network::Command),
+    /// Put a container on a network
+    Attach(attach::Attach),
+    /// Take a container off a network
+    Detach(attach::Detach),
+    /// The attachments of containers
+    #[command(subcommand)]
+    Endpoint(endpoint::Command),
+    /// Run a command in a fresh network namespace on a network
+    Run(run::Run),
+    /// Show the tunnels to other nodes
+    Peers(peers::Peers),
+    /// Show this node's counters
+    Stats,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Table,
+    Json,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub async fn run(self) -> ExitCode {
+        let format = if self.json { Format::Json } else { Format::Table };
+        let client = Client::new(self.socket);
+        match execute(self.command, &client, format).await {
+            Ok(code) => code,
+            Err(failure) => {
+                eprintln!("overlayctl: {failure}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+async fn execute(command: Command, client: &Client, format: Format) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Init(init) => init.execute(client, format).await?,
+        Command::Join(join) => join.execute(client, format).await?,
+        Command::JoinToken(token) => token.execute(client, format).await?,
+        Command::Info => cluster::info(client, format).await?,
+        Command::Node(command) => command.execute(client, format).await?,
+        Command::Network(command) => command.execute(client, format).await?,
+        Command::Attach(attach) => attach.execute(client, format).await?,
+        Command::Detach(detach) => detach.execute(client, format).await?,
+        Command::Endpoint(command) => command.execute(client, format).await?,
+        Command::Run(run) => return run.execute(client).await,
+        Command::Peers(peers) => peers.execute(client, format).await?,
+        Command::Stats => stats::execute(client, format).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_2() {
+        let check = |args: &[&str]| {
+            let error = Cli::try_parse_from([&["overlayctl"], args].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+        };
+        check(&[]);
+        check(&["frobnicate"]);
+        check(&["join", "192.0.2.1"]);
+        check(&["attach", "netns:c1"]);
+        check(&["attach", "c1", "--network", "blue"]);
+        check(&["attach", "container:c1", "--network", "blue"]);
+        check(&["network", "create", "blue", "--subnet", "10.1.0.0"]);
+        check(&["network", "create", "blue", "--ip", "10.1.0.1"]);
+        check(&["network", "create", "blue", "--label", "x"]);
+        check(&["network", "rm"]);
+        check(&["join-token", "manager"]);
+        check(&["run", "--network", "blue"]);
+        check(&["peers", "--watch", "extra"]);
+    }
+
+    #[test]
+    fn every_form_of_the_contract_is_understood() {
+        let check = |args: &str| {
+            let args = ["overlayctl"].into_iter().chain(args.split(' '));
+            Cli::try_parse_from(args).unwrap();
+        };
+        check("init --advertise-addr eth0:2377 --listen-addr [::]:2377 --data-path-addr eth1");
+        check("init --default-addr-pool 10.0.0.0/8 --default-addr-pool-mask-length 24 --name n1");
+        check("join --token T 192.0.2.1:2377 --advertise-addr eth0 --name n2");
+        check("join-token worker -q");
+        check("info --json");
+        check("--json --socket /tmp/s node ls");
+        check("network create blue --subnet 10.1.0.0/24 --subnet fd00::/64 --gateway 10.1.0.9");
+        check("network create blue --ipv6 --mtu 1400 --internal --vni 7 --label a=b --label c=");
+        check("network rm a b");
+        check("attach netns:c1 --network blue --ip 10.1.0.5 --name web --ifname eth7");
+        check("attach pid:1 --network blue --default-route");
+        check("detach web");
+        check("endpoint ls --network blue --all");
+        check("endpoint inspect web");
+        check("run --network blue -- ip addr");
+        check("peers --network blue --watch --json");
+        check("stats --json");
+    }
+}

@@ -240,8 +240,8 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-/// Packets that wait in the device while the worker is busy: at full super-packets more than the
-/// 4 MiB of a socket buffer, for small packets 2 ms at 500 kpps.
-const QUEUE_PACKETS: u32 = 1000;
+/// Packets that wait in the device while its worker is not on a processor: 50 ms of 80,000 a second,
+/// which is longer than a busy machine's scheduler takes to come round.
+const QUEUE_PACKETS: u32 = 4096;
 const MAX_INTERFACES: u32 = 1000;
 const MAIN_TABLE: u32 = 254;

@@ -67,9 +67,10 @@ pub fn take_data_port(
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = open(address).with_context(|| format!("open data port {address}"))?;
-        if gro {
-            sys::udp::set_int(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
-                .context("turn on UDP_GRO; start with --offload udp-gro=off")?;
+        if gro
+            && let Err(error) = sys::udp::set_int(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
+        {
+            tracing::warn!(%error, "this kernel has no UDP_GRO; going on without");
         }
         sockets.push(socket);
     }

@@ -1,1 +1,247 @@
-//! The shell of a manager.
+//! The shell of a manager: the log, the trust, and the services on its listen address.
+//!
+//! ```text
+//! TCP -> listener (TLS, whose connection) -> Membership | Control | Attachment | Dispatch -> log -> State
+//!                                                  dispatch <- events -'
+//! ```
+
+mod admission;
+mod attachment;
+mod control;
+mod dispatch;
+mod listener;
+mod log;
+mod membership;
+mod random;
+mod session;
+mod status;
+mod trust;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{anyhow, bail};
+use futures_util::stream;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tonic::{Request, Status, transport::Server};
+use tracing::{info, warn};
+
+use self::{
+    admission::Admission,
+    dispatch::Dispatcher,
+    listener::{Caller, Connection, ListenerTask},
+    log::Log,
+    trust::Trust,
+};
+use crate::{
+    api::{
+        Founded, Founding, MAX_MESSAGE_BYTES,
+        proto::{
+            attachment_server::AttachmentServer, control_server::ControlServer,
+            dispatch_server::DispatchServer, membership_server::MembershipServer,
+        },
+        tls,
+    },
+    engine::cluster::{Cluster, Command, Outcome},
+    types::{Network, Node, NodeId, Role},
+};
+
+/// A running manager.
+pub struct Manager {
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop: oneshot::Sender<()>,
+}
+
+/// What the services of a manager have in common.
+struct Shared {
+    cluster: [u8; 16],
+    /// The node that this manager runs on.
+    node: NodeId,
+    advertise_addr: SocketAddr,
+    data_port: u16,
+    trust: Arc<Trust>,
+    dispatcher: Arc<Dispatcher>,
+    log: Log,
+    admission: Arc<Admission>,
+    sessions: Mutex<JoinSet<()>>,
+}
+
+impl Manager {
+    /// Founds a cluster with its first node and serves it.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or the cluster's settings are refused; nothing is left.
+    pub async fn found(mut founding: Founding) -> anyhow::Result<(Self, Founded)> {
+        let listen = founding.listen_addr;
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            anyhow!("listen on {listen}: {error}; choose another address with --listen-addr")
+        })?;
+        let listen_addr = listener.local_addr()?;
+        let advertise: SocketAddr = founding.node.advertise_addr.parse()?;
+        if advertise.port() == 0 {
+            let advertise = SocketAddr::new(advertise.ip(), listen_addr.port());
+            founding.node.advertise_addr = advertise.to_string();
+        }
+
+        let cluster = random::bytes()?;
+        let trust = Arc::new(Trust::new(cluster)?);
+        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
+        let log = Log::new(dispatcher.clone());
+        let node = register_first(&log, cluster, &founding).await?;
+        let key = membership::proven_key(&founding.node).map_err(refused)?;
+        let credentials = tls::Credentials {
+            certificate: trust.issue(node.id, node.role, key)?,
+            key: founding.certificate_key,
+            root: trust.root().clone(),
+        };
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let worker_token = trust.token(Role::Worker);
+        let shared = Arc::new(Shared {
+            cluster,
+            node: node.id,
+            advertise_addr: node.advertise_addr,
+            data_port: founding.data_port,
+            trust,
+            dispatcher,
+            log,
+            admission: Arc::default(),
+            sessions: Mutex::default(),
+        });
+        info!(addr = %listen_addr, "manager listens");
+        let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
+        Ok((Self::serve(shared, listener, acceptor), founded))
+    }
+
+    fn serve(shared: Arc<Shared>, listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+        let (connections, incoming) = mpsc::channel(ACCEPTED);
+        let task = ListenerTask::new(listener, acceptor, shared.admission.clone(), connections);
+        let accepting = tokio::spawn(task.run());
+        let (stop, stopped) = oneshot::channel();
+        let incoming =
+            stream::unfold(incoming, async |mut incoming: mpsc::Receiver<Connection>| {
+                incoming
+                    .recv()
+                    .await
+                    .map(|connection| (Ok::<_, std::io::Error>(connection), incoming))
+            });
+        let membership = membership::Membership { shared: shared.clone() };
+        let control = control::Control { shared: shared.clone() };
+        let attachment = attachment::Attachment { shared: shared.clone() };
+        let dispatch = session::Dispatch { shared: shared.clone() };
+        let server = Server::builder()
+            .timeout(CALL_TIMEOUT)
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(
+                MembershipServer::new(membership).max_decoding_message_size(MAX_JOIN_BYTES),
+            )
+            .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(
+                AttachmentServer::new(attachment).max_decoding_message_size(MAX_JOIN_BYTES),
+            )
+            .add_service(DispatchServer::new(dispatch).max_decoding_message_size(MAX_JOIN_BYTES));
+        let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
+            // A dropped sender is a stop too.
+            let _ = stopped.await;
+        }));
+        Self { shared, accepting, serving, stop }
+    }
+
+    /// Ends the streams, the calls and the listening.
+    pub async fn shutdown(self) {
+        let Self { shared, accepting, mut serving, stop } = self;
+        let _ = stop.send(());
+        shared.dispatcher.close_all();
+        if timeout(SHUTDOWN_TIMEOUT, &mut serving).await.is_err() {
+            warn!("calls were cut at the manager's end");
+            serving.abort();
+        }
+        accepting.abort();
+        let _ = accepting.await;
+        let mut sessions = {
+            let mut held = shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *held)
+        };
+        sessions.shutdown().await;
+    }
+}
+
+impl Shared {
+    /// Returns the calling node as the state has it now.
+    fn member<T>(&self, request: &Request<T>) -> Result<Node, Status> {
+        let caller = caller_of(request)?;
+        let id = caller.node.ok_or_else(|| {
+            Status::unauthenticated("this call needs a node's certificate; join the cluster first")
+        })?;
+        self.log.read(|state| state.node(id).cloned()).ok_or_else(|| {
+            Status::unauthenticated(format!(
+                "node {id} is not a member of this cluster any more; join it anew"
+            ))
+        })
+    }
+
+    fn network(&self, reference: &str) -> Result<Network, Status> {
+        let found = self.log.read(|state| state.find_network(reference).cloned());
+        found.map_err(status::of_refusal)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        while sessions.try_join_next().is_some() {}
+        sessions.spawn(task);
+    }
+}
+
+/// Puts the cluster and its first node into an empty log.
+async fn register_first(log: &Log, cluster: [u8; 16], founding: &Founding) -> anyhow::Result<Node> {
+    let create = Command::CreateCluster(Cluster {
+        id: cluster,
+        pool: founding.address_pool,
+        mask_length: founding.mask_length,
+        ula: random::ula()?,
+        data_port: founding.data_port,
+    });
+    log.propose(create).await?;
+    let request = founding.node.clone();
+    let register = membership::registration(request, Role::Manager, founding.data_port);
+    let register = Command::RegisterNode(register.map_err(refused)?);
+    match log.propose(register).await?.1 {
+        Outcome::Node(node) => Ok(node),
+        Outcome::Done | Outcome::Network(_) | Outcome::Endpoint(_) => {
+            bail!("registering gave no node")
+        }
+    }
+}
+
+fn refused(status: Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
+}
+
+fn caller_of<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))
+}
+
+/// Connections between handshake and service.
+const ACCEPTED: usize = 64;
+/// Longer than the longest wait that a call makes, which is for acknowledgements.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls at once on one connection.
+const MAX_STREAMS: u32 = 128;
+/// Ends connections whose other end vanished.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Join requests and what agents say on their streams are small.
+const MAX_JOIN_BYTES: usize = 64 << 10;
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);

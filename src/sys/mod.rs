@@ -2,5 +2,8 @@
 //! safe to misuse: the worst that a wrong argument gives is an error of the kernel.
 #![allow(unsafe_code)]
 
+mod fresh_netns;
 pub mod tun;
 pub mod udp;
+
+pub use fresh_netns::enter_fresh_network_namespace;

@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CStr,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
@@ -41,11 +41,19 @@ pub fn open_vnet(pattern: &str, offloads: u32) -> io::Result<(OwnedFd, String)> 
     // writes it.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     check(result)?;
-    let flags = libc::c_ulong::from(offloads);
-    // SAFETY: TUNSETOFFLOAD takes its flags by value.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
-    check(result)?;
+    let mut result = set_offloads(&file, offloads);
+    if result.is_err() && offloads & (offload::USO4 | offload::USO6) != 0 {
+        // Linux has UDP segmentation at a TUN since 6.2.
+        result = set_offloads(&file, offloads & !(offload::USO4 | offload::USO6));
+    }
+    result?;
     Ok((file.into(), interface_name(&request)))
+}
+
+fn set_offloads(file: &File, offloads: u32) -> io::Result<()> {
+    let flags = libc::c_ulong::from(offloads);
+    // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its flags by value.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
 }
 
 /// Opens a new device without any header or offload, by tun-tap, non-blocking.

@@ -7,7 +7,7 @@
     udp-check ADDR PORT SIZE...       sends a datagram of each size and checks what comes back, byte by byte
     mark ADDR PORT MARK               one echo request and one datagram filled with MARK; both must come back
     pcap-find FILE MARK               how many packets hold MARK
-    pcap-mss FILE                     the MSS of every SYN, sorted, each once
+    pcap-mss FILE SOURCE              the MSS of every SYN sent by SOURCE, sorted, each once
     pcap-count FILE MTU SOURCE        packets and bytes sent by SOURCE, super-packets split as for MTU
 """
 import hashlib
@@ -127,10 +127,11 @@ def header(data):
     return None
 
 
-def pcap_mss(path):
+def pcap_mss(path, source):
+    source = socket.inet_pton(family(source), source)
     found = set()
     for _, data in packets(path):
-        if not (ip := header(data)) or ip[1] != 6 or not data[ip[0] + 13] & 2:
+        if not (ip := header(data)) or ip[1:] != (6, source) or not data[ip[0] + 13] & 2:
             continue
         options = data[ip[0] + 20 : ip[0] + (data[ip[0] + 12] >> 4) * 4]
         while options and options[0] != 0:

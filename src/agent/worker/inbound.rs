@@ -1,10 +1,14 @@
 //! From the underlay to a container, in this order:
 //!
-//! 1. receive a train of datagrams into one buffer;
+//! 1. receive what there is, trains or single datagrams, one behind the other into one buffer;
 //! 2. per datagram: kind, header, key by receiver index, open in place, replay window;
 //! 3. the inner source must belong to that peer on that network; which device gets it;
-//! 4. consecutive packets of one flow grow a run, each payload left where it lies;
-//! 5. one `writev` for the run, with a virtio_net_hdr.
+//! 4. consecutive packets of a flow grow a run, each payload left where it lies; a few flows may
+//!    grow theirs side by side;
+//! 5. one `writev` for a run, with a virtio_net_hdr.
+//!
+//! Runs reach across trains: where the underlay's device does not join datagrams, each train is one
+//! datagram, and writing those one by one would cost ten times the rest.
 //!
 //! Everything that is no data goes to the session thread through its bounded queues.
 
@@ -42,17 +46,35 @@ use crate::{
     },
 };
 
-/// The buffer of a train, and the run that grows in it.
+/// What was received, and where the payloads of growing runs lie in it.
 pub(super) struct InboundBuffer {
     bytes: Box<[u8]>,
-    payloads: [(u32, u32); MAX_COUNT],
+    trains: [Received; MAX_TRAINS],
+    payloads: [[(u32, u32); MAX_COUNT]; MAX_RUNS],
+}
+
+/// A train in the buffer.
+#[derive(Clone, Copy)]
+struct Received {
+    start: usize,
+    end: usize,
+    stride: usize,
+    from: SocketAddr,
 }
 
 impl InboundBuffer {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; BUFFER_LEN].into_boxed_slice(), payloads: [(0, 0); MAX_COUNT] }
+        let from = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self {
+            bytes: vec![0; BUFFER_LEN].into_boxed_slice(),
+            trains: [Received { start: 0, end: 0, stride: 0, from }; MAX_TRAINS],
+            payloads: [[(0, 0); MAX_COUNT]; MAX_RUNS],
+        }
     }
 }
+
+/// The runs that grow, each of another flow. A run that can grow no more is delivered at once.
+type Runs<'a> = [Option<Growing<'a>>; MAX_RUNS];
 
 /// A run in the buffer.
 struct Growing<'a> {
@@ -83,32 +105,54 @@ impl Worker {
     pub(super) fn inbound(&mut self) {
         let snapshot = self.snapshot.clone();
         for _ in 0..BUDGET {
-            match self.socket.receive(&mut self.inbound.bytes) {
-                Ok(train) if train.truncated => self.drop_packets(DropReason::Malformed, 1),
-                Ok(train) => self.inbound_train(&snapshot, train),
-                // Nothing more; other errors are those of single sends, which are told there.
-                Err(_) => return,
+            let trains = self.receive();
+            self.forward(&snapshot, trains);
+            if trains < MAX_TRAINS {
+                return;
             }
         }
     }
 
-    fn inbound_train(&mut self, snapshot: &Snapshot, train: Train) {
-        let mut key: Option<Arc<ReceiveKey>> = None;
-        let mut growing: Option<Growing<'_>> = None;
-        let mut start = 0;
-        loop {
-            let end = (start + train.stride).min(train.len);
-            let packet = self.inbound_datagram(snapshot, start..end, train.from, &mut key);
-            if let Some(packet) = packet {
-                growing = self.grow(growing, packet);
-            }
-            start = end;
-            if start >= train.len {
-                break;
+    /// Fills the buffer with what is there; returns how many trains that is.
+    fn receive(&mut self) -> usize {
+        let (mut trains, mut at) = (0, 0);
+        while trains < MAX_TRAINS && at + MAX_TRAIN <= BUFFER_LEN {
+            match self.socket.receive(&mut self.inbound.bytes[at..]) {
+                Ok(train) if train.truncated => self.drop_packets(DropReason::Malformed, 1),
+                Ok(Train { len, stride, from, .. }) => {
+                    self.inbound.trains[trains] =
+                        Received { start: at, end: at + len, stride, from };
+                    trains += 1;
+                    at += len;
+                }
+                // Nothing more; other errors are those of single sends, which are told there.
+                Err(_) => break,
             }
         }
-        if let Some(growing) = growing {
-            self.deliver_run(growing);
+        trains
+    }
+
+    fn forward(&mut self, snapshot: &Snapshot, trains: usize) {
+        let mut key: Option<Arc<ReceiveKey>> = None;
+        let mut runs: Runs<'_> = [const { None }; MAX_RUNS];
+        for number in 0..trains {
+            let Received { start, end, stride, from } = self.inbound.trains[number];
+            let mut at = start;
+            // An empty datagram is one too.
+            loop {
+                let next = (at + stride).min(end);
+                let packet = self.inbound_datagram(snapshot, at..next, from, &mut key);
+                if let Some(packet) = packet {
+                    self.grow(&mut runs, packet);
+                }
+                at = next;
+                if at >= end {
+                    break;
+                }
+            }
+        }
+        for slot in 0..MAX_RUNS {
+            self.deliver_run(&mut runs, slot);
         }
     }
 
@@ -205,39 +249,45 @@ impl Worker {
         Ok(Some(Packet { route, port, inner, range, checksum }))
     }
 
-    /// Takes a packet into the run under way, or delivers that and starts another.
-    fn grow<'a>(
-        &mut self,
-        growing: Option<Growing<'a>>,
-        packet: Packet<'a>,
-    ) -> Option<Growing<'a>> {
+    /// Takes a packet into the run of its flow, or starts one.
+    fn grow<'a>(&mut self, runs: &mut Runs<'a>, packet: Packet<'a>) {
         let Packet { route, port, inner, range, checksum } = packet;
-        if let Some(mut growing) = growing {
-            let bytes = &self.inbound.bytes;
-            let joins = Arc::ptr_eq(growing.port, port)
-                && takes_super(port, &inner)
-                && growing.route.id == route.id
-                && growing.run.append(
-                    &bytes[growing.first()],
-                    &bytes[range.clone()],
-                    &inner,
-                    checksum,
-                );
-            if joins {
-                let payload = range.start + usize::from(inner.payload);
-                self.inbound.payloads[growing.run.count() - 1] = (payload as u32, range.end as u32);
-                return Some(growing);
+        let of_flow = runs.iter().position(|growing| {
+            growing.as_ref().is_some_and(|g| Arc::ptr_eq(g.port, port) && g.run.is_flow(&inner))
+        });
+        if let Some(slot) = of_flow {
+            if let Some(growing) = &mut runs[slot] {
+                let bytes = &self.inbound.bytes;
+                let first = &bytes[growing.first()];
+                if growing.run.append(first, &bytes[range.clone()], &inner, checksum) {
+                    let payload = range.start + usize::from(inner.payload);
+                    self.inbound.payloads[slot][growing.run.count() - 1] =
+                        (payload as u32, range.end as u32);
+                    if !growing.run.is_open() {
+                        self.deliver_run(runs, slot);
+                    }
+                    return;
+                }
             }
-            self.deliver_run(growing);
+            self.deliver_run(runs, slot);
         }
+        let free = of_flow.or_else(|| runs.iter().position(Option::is_none));
+        // All taken: the flow of the first has had its chance.
+        let slot = free.unwrap_or(0);
+        self.deliver_run(runs, slot);
         let run = Run::start(&self.inbound.bytes[range.clone()], &inner, checksum);
-        Some(Growing { run, route, port, first: (range.start as u32, range.end as u32) })
+        let waits = run.is_open() && takes_super(port, &inner);
+        runs[slot] =
+            Some(Growing { run, route, port, first: (range.start as u32, range.end as u32) });
+        if !waits {
+            self.deliver_run(runs, slot);
+        }
     }
 
-    /// Writes a run to its device.
-    fn deliver_run(&mut self, growing: Growing<'_>) {
-        let first = growing.first();
-        let Growing { run, route, port, .. } = growing;
+    /// Writes a run to its device, if there is one in this slot.
+    fn deliver_run(&mut self, runs: &mut Runs<'_>, slot: usize) {
+        let Some(Growing { run, route, port, first }) = &runs[slot] else { return };
+        let first = first.0 as usize..first.1 as usize;
         let count = PacketsBytes { packets: run.count() as u64, bytes: run.bytes() as u64 };
         let bytes = &mut self.inbound.bytes;
         let written = if run.count() == 1 && !takes_partial(port) {
@@ -247,9 +297,8 @@ impl Worker {
             let mut parts = [IoSlice::new(&[]); MAX_PARTS];
             parts[0] = IoSlice::new(&header);
             parts[1] = IoSlice::new(&bytes[first]);
-            for (place, (from, to)) in
-                parts[2..].iter_mut().zip(&self.inbound.payloads[1..run.count()])
-            {
+            let payloads = &self.inbound.payloads[slot][1..run.count()];
+            for (place, (from, to)) in parts[2..].iter_mut().zip(payloads) {
                 *place = IoSlice::new(&bytes[*from as usize..*to as usize]);
             }
             write_parts(port, &parts[..=run.count()])
@@ -262,6 +311,7 @@ impl Worker {
             }
             Err(_) => counters.dropped(DropReason::DeliverFailed, count.packets),
         }
+        runs[slot] = None;
     }
 
     /// Passes a datagram on that is not data: those from the address of a peer, up to a few each,
@@ -341,8 +391,14 @@ fn open_reason(error: OpenError) -> DropReason {
 }
 
 /// The longest train that UDP_GRO builds.
-const BUFFER_LEN: usize = 65_535;
-/// Trains taken before others have their turn.
-const BUDGET: usize = 32;
+const MAX_TRAIN: usize = 65_535;
+/// Trains taken before they are forwarded: as many as single datagrams make one run.
+const MAX_TRAINS: usize = 64;
+/// Room for 64 single datagrams of 1,500 bytes and a longest train behind them, or three such.
+const BUFFER_LEN: usize = 3 * MAX_TRAIN;
+/// Flows that grow runs side by side.
+const MAX_RUNS: usize = 4;
+/// Fillings of the buffer before others have their turn.
+const BUDGET: usize = 4;
 /// How often unknown sessions are told, a worker.
 const UNKNOWN_INTERVAL: Duration = Duration::from_millis(100);

@@ -151,6 +151,7 @@ impl Worker {
                 self.watch(port);
             }
         }
+        self.shared.note_adopted(self.index, snapshot.generation);
     }
 
     fn watch(&mut self, port: &Arc<Port>) {

@@ -1,1 +1,168 @@
-//! The manager's brain.
+//! The manager's brain: the cluster's state as a deterministic machine. It owns every object and
+//! every allocation; a command is applied whole or refused and without effect, and names and
+//! numbers are given in the same step as the object that needs them.
+//!
+//! ```text
+//! Command -> State::apply(revision) -> Applied { outcome, events }  | Refusal
+//!                                                 `-> Scope (one a node) -> membership::Change
+//! ```
+
+mod command;
+mod endpoint;
+mod limits;
+mod network;
+mod node;
+mod reference;
+mod refusal;
+mod scope;
+mod serial;
+mod subnet;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+pub use self::{
+    command::{
+        Applied, Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, Outcome,
+        RegisterNode,
+    },
+    reference::resolve,
+    refusal::{Kind, Refusal},
+    scope::Scope,
+};
+use self::{network::NetworkEntry, serial::Serial};
+use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Revision};
+
+/// Everything that the cluster knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    revision: Revision,
+    founded: Option<Founded>,
+    nodes: BTreeMap<NodeId, Node>,
+    node_names: BTreeMap<Name, NodeId>,
+    underlays: BTreeMap<NodeId, Vec<IpNet>>,
+    networks: BTreeMap<NetworkId, NetworkEntry>,
+    network_names: BTreeMap<Name, NetworkId>,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    node_endpoints: BTreeMap<NodeId, BTreeSet<EndpointId>>,
+}
+
+/// The cluster's settings, and what is handed out cluster-wide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Founded {
+    cluster: Cluster,
+    vnis: Serial<NetworkId>,
+    /// Numbers of the pool's subnets.
+    subnets: Serial<NetworkId>,
+    /// Numbers of the /48's subnets.
+    subnets_ipv6: Serial<NetworkId>,
+}
+
+impl State {
+    /// Applies one entry of the log. A refused command takes its revision and changes nothing.
+    ///
+    /// # Errors
+    /// The command is refused.
+    pub fn apply(&mut self, revision: Revision, command: Command) -> Result<Applied, Refusal> {
+        self.revision = revision;
+        match command {
+            Command::CreateCluster(cluster) => self.create_cluster(cluster),
+            Command::RegisterNode(register) => self.register_node(register),
+            Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
+            Command::RemoveNode(node) => self.remove_node(node),
+            Command::CreateNetwork(create) => self.create_network(create),
+            Command::RemoveNetwork(network) => self.remove_network(network),
+            Command::CreateEndpoint(create) => self.create_endpoint(create),
+            Command::RemoveEndpoint { endpoint, node } => self.remove_endpoint(endpoint, node),
+        }
+    }
+
+    /// Returns the revision of the newest command.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Returns the cluster's settings.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.founded.as_ref().map(|founded| &founded.cluster)
+    }
+
+    /// Lists the nodes by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// Returns a node.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// Lists the networks by id.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.networks.values().map(|entry| &entry.network)
+    }
+
+    /// Returns a network.
+    pub fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.get(&id).map(|entry| &entry.network)
+    }
+
+    /// Lists the endpoints by id.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.values()
+    }
+
+    /// Returns an endpoint.
+    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(&id)
+    }
+
+    /// Lists the endpoints of a network.
+    pub fn endpoints_on(&self, network: NetworkId) -> impl Iterator<Item = &Endpoint> {
+        let ids = self.networks.get(&network).into_iter().flat_map(|entry| entry.names.values());
+        ids.filter_map(|id| self.endpoints.get(id))
+    }
+
+    /// Lists the endpoints of a node.
+    pub fn endpoints_of(&self, node: NodeId) -> impl Iterator<Item = &Endpoint> {
+        let ids = self.node_endpoints.get(&node).into_iter().flatten();
+        ids.filter_map(|id| self.endpoints.get(id))
+    }
+
+    /// Finds a network by name, id or the unique start of an id.
+    ///
+    /// # Errors
+    /// No network, or more than one, is meant.
+    pub fn find_network(&self, reference: &str) -> Result<&Network, Refusal> {
+        let named = self.networks.values().map(|entry| (entry.network.id, &entry.network.name));
+        let id = resolve(Kind::Network, reference, named)?;
+        self.network(id).ok_or_else(|| unknown(Kind::Network, id))
+    }
+
+    fn founded(&mut self) -> Result<&mut Founded, Refusal> {
+        self.founded.as_mut().ok_or(Refusal::NoCluster)
+    }
+
+    fn create_cluster(&mut self, cluster: Cluster) -> Result<Applied, Refusal> {
+        if self.founded.is_some() {
+            return Err(Refusal::ClusterExists);
+        }
+        subnet::check_pool(&cluster.pool, cluster.mask_length)?;
+        let subnets = 1u128 << (cluster.mask_length - cluster.pool.prefix_len());
+        self.founded = Some(Founded {
+            vnis: Serial::new(limits::FIRST_VNI.into(), crate::types::Vni::MAX.get().into()),
+            subnets: Serial::new(0, subnets - 1),
+            subnets_ipv6: Serial::new(0, 0xffff),
+            cluster,
+        });
+        Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
+    }
+}
+
+/// The refusal of an id that names nothing.
+fn unknown(kind: Kind, id: impl ToString) -> Refusal {
+    Refusal::Unknown { kind, reference: id.to_string() }
+}

@@ -58,6 +58,19 @@ impl Run {
         usize::from(self.count)
     }
 
+    /// Whether another packet might still continue it.
+    pub fn is_open(&self) -> bool {
+        self.open && self.count() < MAX_COUNT
+    }
+
+    /// Whether a packet is of the run's flow.
+    pub fn is_flow(&self, inner: &Inner) -> bool {
+        inner.ports == self.first.ports
+            && inner.protocol == self.first.protocol
+            && inner.source == self.first.source
+            && inner.destination == self.first.destination
+    }
+
     /// Whether its packets' checksums are partial.
     pub fn checksum(&self) -> Checksum {
         self.checksum
@@ -71,8 +84,7 @@ impl Run {
     /// Takes a packet into the run if it continues it. `first` is the packet that started the run.
     pub fn append(&mut self, first: &[u8], packet: &[u8], inner: &Inner, sum: Checksum) -> bool {
         let size = inner.len - inner.payload;
-        let fits = self.open
-            && self.count() < MAX_COUNT
+        let fits = self.is_open()
             && sum == Checksum::Partial
             && size > 0
             && size <= self.size
@@ -83,10 +95,7 @@ impl Run {
                 .and_then(|l| l.checked_add(size))
                 .is_some()
             && inner.fragment == Fragment::Whole
-            && inner.protocol == self.first.protocol
-            && inner.ports == self.first.ports
-            && inner.source == self.first.source
-            && inner.destination == self.first.destination
+            && self.is_flow(inner)
             && inner.transport == self.first.transport
             && inner.payload == self.first.payload
             && same_ip(first, packet, inner);

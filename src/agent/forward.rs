@@ -1,0 +1,78 @@
+//! The cluster's control calls on the node's own socket: passed on to the manager with the node's
+//! certificate. A worker refuses them, and says where to go.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status, transport::Channel};
+
+use super::Node;
+use crate::api::{
+    MAX_MESSAGE_BYTES,
+    proto::{
+        CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest, FindNetworkResponse,
+        JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse,
+        ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
+        RemoveNetworkRequest, RemoveNetworkResponse, control_client::ControlClient,
+        control_server::Control,
+    },
+};
+
+/// The service.
+pub struct Forward {
+    pub(super) node: Arc<Node>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Forward {
+    async fn control(&self) -> Result<ControlClient<Channel>, Status> {
+        let channel = self.node.manager().await?.channel()?;
+        Ok(ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Forward {
+    async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
+        self.control().await?.list_nodes(request.into_inner()).await
+    }
+
+    async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
+        self.control().await?.join_token(request.into_inner()).await
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<CreateNetworkRequest>,
+    ) -> Answer<CreateNetworkResponse> {
+        self.control().await?.create_network(request.into_inner()).await
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<ListNetworksRequest>,
+    ) -> Answer<ListNetworksResponse> {
+        self.control().await?.list_networks(request.into_inner()).await
+    }
+
+    async fn find_network(
+        &self,
+        request: Request<FindNetworkRequest>,
+    ) -> Answer<FindNetworkResponse> {
+        self.control().await?.find_network(request.into_inner()).await
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<RemoveNetworkRequest>,
+    ) -> Answer<RemoveNetworkResponse> {
+        self.control().await?.remove_network(request.into_inner()).await
+    }
+
+    async fn list_endpoints(
+        &self,
+        request: Request<ListEndpointsRequest>,
+    ) -> Answer<ListEndpointsResponse> {
+        self.control().await?.list_endpoints(request.into_inner()).await
+    }
+}

@@ -1,0 +1,237 @@
+//! The stream to the manager. It keeps the node's table, hands every new one to the data plane, and
+//! acknowledges it afterwards. When the stream breaks it is opened again: at once the first time,
+//! then after a random while, so that the nodes of a lost manager do not come back all together.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use aws_lc_rs::rand;
+use futures_util::stream;
+use rustls::ClientConfig;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tonic::{Streaming, transport::Channel};
+use tracing::{debug, info, warn};
+
+use crate::{
+    api::{
+        HEARTBEAT, MAX_MESSAGE_BYTES, Malformed, SILENCE, channel, parse_id,
+        proto::{
+            self, AgentMessage, Delta, Hello, ManagerMessage, Ping, Resync, Snapshot,
+            agent_message, dispatch_client::DispatchClient, manager_message,
+        },
+    },
+    engine::membership::{Change, Table},
+    types::NodeId,
+};
+
+/// Keeps the stream; may be aborted.
+pub struct LinkTask<P> {
+    manager: SocketAddr,
+    tls: Arc<ClientConfig>,
+    table: Table,
+    publish: P,
+    connected: watch::Sender<Option<Channel>>,
+}
+
+impl<P: Fn(Arc<Table>) + Send> LinkTask<P> {
+    /// Makes the task. `publish` makes the data plane use a table; `connected` holds the channel to
+    /// the manager while there is one whose first snapshot came.
+    pub fn new(
+        manager: SocketAddr,
+        tls: Arc<ClientConfig>,
+        node: NodeId,
+        publish: P,
+        connected: watch::Sender<Option<Channel>>,
+    ) -> Self {
+        Self { manager, tls, table: Table::empty(node), publish, connected }
+    }
+
+    /// Keeps the stream open for as long as it is polled.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let Err(error) = self.session().await;
+            warn!(manager = %self.manager, error = format!("{error:#}"), "no manager");
+            let was_connected = self.connected.send_replace(None).is_some();
+            failures = if was_connected { 0 } else { failures + 1 };
+            if failures > 0 {
+                sleep(backoff(failures)).await;
+            }
+        }
+    }
+
+    /// Opens the stream and serves it until it breaks.
+    async fn session(&mut self) -> anyhow::Result<Infallible> {
+        let channel = channel::to_manager(self.manager, self.tls.clone()).await?;
+        let mut client = DispatchClient::new(channel.clone());
+        client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (outbound, messages) = mpsc::channel(OUTBOUND);
+        let hello = Hello { revision: self.table.revision };
+        outbound.send(message(agent_message::Message::Hello(hello))).await?;
+        let messages = stream::unfold(messages, async |mut messages| {
+            messages.recv().await.map(|message| (message, messages))
+        });
+        let opening = timeout(SILENCE, client.session(messages)).await;
+        let inbound = opening.context("the manager does not answer")?;
+        let inbound = inbound.map_err(|status| anyhow!("{}", status.message()))?.into_inner();
+        let stream = Stream { link: self, outbound, channel, parts: None, resync: true };
+        stream.serve(inbound).await
+    }
+}
+
+/// One open stream.
+struct Stream<'a, P> {
+    link: &'a mut LinkTask<P>,
+    outbound: mpsc::Sender<AgentMessage>,
+    channel: Channel,
+    /// The parts of a snapshot that came so far.
+    parts: Option<Table>,
+    /// Deltas are of no use until the snapshot asked for has come.
+    resync: bool,
+}
+
+impl<P: Fn(Arc<Table>) + Send> Stream<'_, P> {
+    async fn serve(mut self, mut inbound: Streaming<ManagerMessage>) -> anyhow::Result<Infallible> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                received = inbound.message() => match received {
+                    Ok(Some(received)) => {
+                        heard = Instant::now();
+                        self.handle_message(received).await?;
+                    }
+                    Ok(None) => bail!("the manager closed the stream"),
+                    Err(status) => bail!("{}", status.message()),
+                },
+                _ = heartbeat.tick() => {
+                    // A full stream carries acknowledgements, which are heard as well.
+                    let _ = self.outbound.try_send(message(agent_message::Message::Ping(Ping {})));
+                }
+                () = sleep_until(heard + SILENCE) => bail!("the manager is silent"),
+            }
+        }
+    }
+
+    async fn handle_message(&mut self, received: ManagerMessage) -> anyhow::Result<()> {
+        match received.message.context("an empty message came")? {
+            manager_message::Message::Ping(_) => Ok(()),
+            manager_message::Message::Snapshot(part) => self.handle_snapshot(part).await,
+            manager_message::Message::Delta(delta) => self.handle_delta(delta).await,
+        }
+    }
+
+    async fn handle_snapshot(&mut self, part: Snapshot) -> anyhow::Result<()> {
+        let node = self.link.table.node;
+        let mut table = match self.parts.take() {
+            Some(parts) if parts.revision == part.revision => parts,
+            Some(_) | None => Table { revision: part.revision, ..Table::empty(node) },
+        };
+        let last = part.last;
+        extend(&mut table, part)?;
+        if !last {
+            self.parts = Some(table);
+            return Ok(());
+        }
+        self.link.table.handle_snapshot(table)?;
+        debug!(revision = self.link.table.revision, "snapshot");
+        self.resync = false;
+        self.publish().await?;
+        if self.link.connected.borrow().is_none() {
+            info!(manager = %self.link.manager, "connected");
+            self.link.connected.send_replace(Some(self.channel.clone()));
+        }
+        Ok(())
+    }
+
+    async fn handle_delta(&mut self, delta: Delta) -> anyhow::Result<()> {
+        if self.resync {
+            return Ok(());
+        }
+        let changes = delta.changes.into_iter().map(change).collect::<Result<_, Malformed>>()?;
+        match self.link.table.handle_delta(delta.from, delta.to, changes) {
+            Ok(table) => {
+                self.link.table = table;
+                self.publish().await
+            }
+            Err(error) => {
+                warn!(%error, "a delta does not fit; asking for a snapshot");
+                self.resync = true;
+                let resync = message(agent_message::Message::Resync(Resync {}));
+                Ok(self.outbound.send(resync).await?)
+            }
+        }
+    }
+
+    async fn publish(&self) -> anyhow::Result<()> {
+        let revision = self.link.table.revision;
+        (self.link.publish)(Arc::new(self.link.table.clone()));
+        let acknowledged = message(agent_message::Message::Acknowledged(revision));
+        Ok(self.outbound.send(acknowledged).await?)
+    }
+}
+
+fn message(message: agent_message::Message) -> AgentMessage {
+    AgentMessage { message: Some(message) }
+}
+
+fn extend(table: &mut Table, part: Snapshot) -> Result<(), Malformed> {
+    for network in part.networks {
+        let network = crate::types::Network::try_from(network)?;
+        table.networks.insert(network.id, network);
+    }
+    for peer in part.peers {
+        let peer = crate::types::Peer::try_from(peer)?;
+        table.peers.insert(peer.id, peer);
+    }
+    for endpoint in part.endpoints {
+        let endpoint = crate::types::Endpoint::try_from(endpoint)?;
+        table.endpoints.insert(endpoint.id, endpoint);
+    }
+    Ok(())
+}
+
+fn change(change: proto::Change) -> Result<Change, Malformed> {
+    use proto::change::Change as Wire;
+    let missing = || Malformed { field: "change", why: "missing".to_owned() };
+    Ok(match change.change.ok_or_else(missing)? {
+        Wire::Network(network) => Change::Network(network.try_into()?),
+        Wire::NetworkGone(id) => Change::NetworkGone(parse_id("network", &id)?),
+        Wire::Peer(peer) => Change::Peer(peer.try_into()?),
+        Wire::PeerGone(id) => Change::PeerGone(parse_id("peer", &id)?),
+        Wire::Endpoint(endpoint) => Change::Endpoint(endpoint.try_into()?),
+        Wire::EndpointGone(id) => Change::EndpointGone(parse_id("endpoint", &id)?),
+    })
+}
+
+/// How long to wait after so many failures in a row: a random part of a span that doubles.
+fn backoff(failures: u32) -> Duration {
+    let span = SHORTEST_WAIT.saturating_mul(1 << failures.min(8)).min(LONGEST_WAIT);
+    let mut byte = [128];
+    // Without a random source the middle does as well.
+    let _ = rand::fill(&mut byte);
+    SHORTEST_WAIT + (span - SHORTEST_WAIT) * u32::from(byte[0]) / 255
+}
+
+/// Acknowledgements and pings waiting for the connection.
+const OUTBOUND: usize = 16;
+const SHORTEST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_stay_in_their_span() {
+        for failures in 1..100 {
+            let wait = backoff(failures);
+            assert!((SHORTEST_WAIT..=LONGEST_WAIT).contains(&wait), "{failures}: {wait:?}");
+        }
+        assert!(backoff(1) <= Duration::from_secs(1));
+    }
+}

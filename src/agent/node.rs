@@ -1,0 +1,455 @@
+//! A node's life.
+//!
+//! ```text
+//!            init, join
+//! outside ----------------> member
+//!    ^   (one at a time)      |
+//!    '---- the daemon ends ---'
+//! ```
+//!
+//! What fails on the way in is undone: no data port stays taken, no manager runs, and no node stays
+//! registered.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use ipnet::Ipv4Net;
+use tokio::{
+    net::{UdpSocket, lookup_host},
+    sync::{Mutex, mpsc},
+};
+use tonic::Status;
+use tracing::{info, warn};
+
+use super::{
+    Identity,
+    address::{self, DataAddr},
+    dataplane::{Config, Dataplane},
+    join::{self, Introduction, Joined},
+    member::Member,
+};
+use crate::{
+    api::{
+        DEFAULT_PORT, Founded, Founding, JoinToken, channel,
+        proto::{InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse},
+        tls,
+    },
+    io::netlink::{self, InterfaceAddr},
+    types::{EndpointId, Name, Offloads, Role},
+};
+
+/// A future of a function that the agent is given.
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// Starts a manager in this process. The agent does not know how one is made.
+pub type StartManager =
+    Box<dyn Fn(Founding) -> Boxed<anyhow::Result<(Founded, StopManager)>> + Send + Sync>;
+/// Ends that manager.
+pub type StopManager = Box<dyn FnOnce() -> Boxed<()> + Send>;
+
+/// How a node is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its state folder.
+    pub state_dir: PathBuf,
+    /// How many worker threads its data plane has.
+    pub workers: usize,
+    /// Which offloads it uses.
+    pub offloads: Offloads,
+    /// After how long sessions' keys are renewed.
+    pub rekey_interval: Duration,
+    /// The host's name, which the node takes unless told otherwise.
+    pub hostname: String,
+}
+
+/// A node.
+pub struct Node {
+    /// How it is run.
+    pub options: Options,
+    /// Its session key.
+    pub identity: Identity,
+    start_manager: StartManager,
+    life: Mutex<Life>,
+}
+
+enum Life {
+    Outside,
+    Member(Arc<Member>, Option<StopManager>),
+    Over,
+}
+
+impl Node {
+    /// Makes a node that is no member.
+    pub fn new(options: Options, identity: Identity, start_manager: StartManager) -> Self {
+        Self { options, identity, start_manager, life: Mutex::new(Life::Outside) }
+    }
+
+    /// Returns the membership.
+    ///
+    /// # Errors
+    /// The node is no member.
+    pub async fn member(&self) -> Result<Arc<Member>, Status> {
+        self.member_if_any().await.ok_or_else(|| {
+            Status::failed_precondition(
+                "this node is not a member of a cluster; make one with 'overlayctl init', or join one with 'overlayctl join'",
+            )
+        })
+    }
+
+    /// Returns the membership, if there is one.
+    pub async fn member_if_any(&self) -> Option<Arc<Member>> {
+        match &*self.life.lock().await {
+            Life::Member(member, _) => Some(member.clone()),
+            Life::Outside | Life::Over => None,
+        }
+    }
+
+    /// Founds a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
+    ///
+    /// # Errors
+    /// It says why not; the node is as it was.
+    pub async fn init(self: Arc<Self>, request: InitRequest) -> Result<InitResponse, Status> {
+        let task = tokio::spawn(async move { self.init_now(request).await });
+        task.await.map_err(|error| Status::internal(format!("init broke off: {error}")))?
+    }
+
+    async fn init_now(&self, request: InitRequest) -> Result<InitResponse, Status> {
+        let mut life = self.life.lock().await;
+        check_outside(&life)?;
+        let (founding, data) = self.founding(&request).await?;
+        let data_addr = SocketAddr::new(data.ip, founding.data_port);
+        let (founded, stop) = (self.start_manager)(founding).await.map_err(refused)?;
+        let manager = own_manager(founded.listen_addr, founded.node.advertise_addr);
+        let (cluster, node) = (founded.cluster, founded.node);
+        let joined = Joined { cluster, node, credentials: founded.credentials };
+        let response = InitResponse {
+            cluster_id: cluster.to_vec(),
+            node: Some((&joined.node).into()),
+            worker_token: founded.worker_token.to_string(),
+            manager_addr: joined.node.advertise_addr.to_string(),
+        };
+        match self.start_member(joined, manager, data_addr, data.mtu).await {
+            Ok(member) => {
+                info!(node = %member.node.name, "cluster founded");
+                *life = Life::Member(member, Some(stop));
+                Ok(response)
+            }
+            Err(error) => {
+                stop().await;
+                Err(refused(error))
+            }
+        }
+    }
+
+    /// Joins a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
+    ///
+    /// # Errors
+    /// It says why not; the node is as it was.
+    pub async fn join(
+        self: Arc<Self>,
+        request: JoinClusterRequest,
+    ) -> Result<JoinClusterResponse, Status> {
+        let task = tokio::spawn(async move { self.join_now(request).await });
+        task.await.map_err(|error| Status::internal(format!("join broke off: {error}")))?
+    }
+
+    async fn join_now(&self, request: JoinClusterRequest) -> Result<JoinClusterResponse, Status> {
+        let mut life = self.life.lock().await;
+        check_outside(&life)?;
+        let token: JoinToken = request
+            .token
+            .parse()
+            .map_err(|error: crate::api::TokenError| Status::invalid_argument(error.to_string()))?;
+        let manager = manager_addr(&request.manager_addr).await.map_err(bad_input)?;
+        let addresses = netlink::addresses().await.map_err(refused)?;
+        let advertised = match &request.advertise_addr {
+            Some(text) => address::advertise(Some(text), DEFAULT_PORT, &addresses),
+            None => towards(manager).await.map(|ip| SocketAddr::new(ip, DEFAULT_PORT)),
+        };
+        let advertised = advertised.map_err(bad_input)?;
+        let chosen = request.data_path_addr.as_deref();
+        let data = address::data_path(chosen, advertised.ip(), &addresses).map_err(bad_input)?;
+        let name = request.name.as_deref();
+        let introduction = self.introduction(name, advertised, data, &addresses)?;
+        let joined = join::join(manager, &token, &introduction).await?;
+
+        let (cluster_id, node) = (joined.cluster.to_vec(), (&joined.node).into());
+        let (credentials, data_addr) = (joined.credentials.clone(), joined.node.data_addr);
+        match self.start_member(joined, manager, data_addr, data.mtu).await {
+            Ok(member) => {
+                info!(node = %member.node.name, %manager, "joined");
+                *life = Life::Member(member, None);
+                Ok(JoinClusterResponse { cluster_id, node: Some(node) })
+            }
+            Err(error) => {
+                if let Err(error) = undo_join(manager, &credentials).await {
+                    warn!(
+                        error = format!("{error:#}"),
+                        "the manager still lists this node as down"
+                    );
+                }
+                Err(refused(error))
+            }
+        }
+    }
+
+    /// Ends the membership, the manager, and with them the node.
+    pub async fn shutdown(&self) {
+        let life = std::mem::replace(&mut *self.life.lock().await, Life::Over);
+        match life {
+            Life::Outside | Life::Over => {}
+            Life::Member(member, stop) => {
+                member.shutdown().await;
+                if let Some(stop) = stop {
+                    stop().await;
+                }
+            }
+        }
+    }
+
+    async fn founding(&self, request: &InitRequest) -> Result<(Founding, DataAddr), Status> {
+        let bad = |what: &str, why: String| Status::invalid_argument(format!("{what}: {why}"));
+        let addresses = netlink::addresses().await.map_err(refused)?;
+        let listen_port = match &request.listen_addr {
+            Some(text) => listen_addr(text).map_err(bad_input)?.port(),
+            None => DEFAULT_PORT,
+        };
+        let chosen = request.advertise_addr.as_deref();
+        let advertised = address::advertise(chosen, listen_port, &addresses).map_err(bad_input)?;
+        let listen_addr = match &request.listen_addr {
+            Some(text) => listen_addr(text).map_err(bad_input)?,
+            None => match advertised {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, listen_port).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, listen_port).into(),
+            },
+        };
+        let chosen = request.data_path_addr.as_deref();
+        let data = address::data_path(chosen, advertised.ip(), &addresses).map_err(bad_input)?;
+        let data_port = u16::try_from(request.data_path_port).ok().filter(|port| *port != 0);
+        let data_port = data_port.ok_or_else(|| {
+            bad(
+                "--data-path-port",
+                format!("{} is no port; use 1 to 65535", request.data_path_port),
+            )
+        })?;
+        let pool = &request.address_pool;
+        let address_pool: Ipv4Net = pool.parse().map_err(|_| {
+            bad(
+                "--default-addr-pool",
+                format!("'{pool}' is no IPv4 subnet; use one such as 10.0.0.0/8"),
+            )
+        })?;
+        let length = request.address_pool_mask_length;
+        let mask_length = u8::try_from(length).map_err(|_| {
+            bad("--default-addr-pool-mask-length", format!("{length} is no prefix length; use 24"))
+        })?;
+        let name = request.name.as_deref();
+        let introduction = self.introduction(name, advertised, data, &addresses)?;
+        let (node, certificate_key) = introduction.request().map_err(refused)?;
+        let founding =
+            Founding { listen_addr, address_pool, mask_length, data_port, node, certificate_key };
+        Ok((founding, data))
+    }
+
+    fn introduction(
+        &self,
+        name: Option<&str>,
+        advertise_addr: SocketAddr,
+        data: DataAddr,
+        addresses: &[InterfaceAddr],
+    ) -> Result<Introduction<'_>, Status> {
+        let name_chosen = name.is_some();
+        let text = name.unwrap_or(&self.options.hostname);
+        let name: Name = text.parse().map_err(|error| {
+            Status::invalid_argument(format!("'{text}' is no name for a node: {error}; use --name"))
+        })?;
+        Ok(Introduction {
+            identity: &self.identity,
+            name,
+            name_chosen,
+            advertise_addr,
+            data_ip: data.ip,
+            underlay_mtu: data.mtu,
+            underlays: address::underlays(addresses),
+        })
+    }
+
+    async fn start_member(
+        &self,
+        joined: Joined,
+        manager: SocketAddr,
+        data_addr: SocketAddr,
+        underlay_mtu: u16,
+    ) -> anyhow::Result<Arc<Member>> {
+        let (ended_sender, ended) = mpsc::channel::<EndpointId>(ENDED);
+        let config = Config {
+            node: joined.node.id,
+            cluster: joined.cluster,
+            private_key: *self.identity.private(),
+            data_addr,
+            underlay_mtu,
+            workers: self.options.workers,
+            offloads: self.options.offloads,
+            rekey_interval: self.options.rekey_interval,
+            state_dir: self.options.state_dir.clone(),
+        };
+        // Opens sockets and starts threads.
+        let dataplane =
+            tokio::task::spawn_blocking(move || Dataplane::start(config, ended_sender)).await?;
+        let dataplane =
+            dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
+        Member::start(joined, manager, dataplane, ended).await
+    }
+}
+
+impl Node {
+    /// Returns the membership for a change of the cluster, which only managers' nodes take.
+    ///
+    /// # Errors
+    /// The node is no member, or a worker.
+    pub async fn manager(&self) -> Result<Arc<Member>, Status> {
+        let member = self.member().await?;
+        match member.node.role {
+            Role::Manager => Ok(member),
+            Role::Worker => Err(Status::permission_denied(format!(
+                "this node is a worker; run this on the manager at {}",
+                member.manager
+            ))),
+        }
+    }
+}
+
+fn check_outside(life: &Life) -> Result<(), Status> {
+    match life {
+        Life::Outside => Ok(()),
+        Life::Over => Err(Status::unavailable("this overlayd is ending; start it again")),
+        Life::Member(member, _) => Err(Status::already_exists(format!(
+            "this node is a member of a cluster already, as {}; end this overlayd to leave it",
+            member.node.name
+        ))),
+    }
+}
+
+/// Where the manager of this process is reached from it.
+fn own_manager(listen: SocketAddr, advertised: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        ip if !ip.is_unspecified() => listen,
+        IpAddr::V4(_) if advertised.is_ipv6() => (Ipv4Addr::LOCALHOST, listen.port()).into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(advertised.ip(), listen.port()),
+    }
+}
+
+fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
+    let (host, port) = address::split_port(text)?;
+    let ip: IpAddr = host.parse().ok().with_context(|| {
+        format!("--listen-addr '{text}' is no address; use one such as 0.0.0.0:{DEFAULT_PORT}")
+    })?;
+    Ok(SocketAddr::new(ip, port.unwrap_or(DEFAULT_PORT)))
+}
+
+async fn manager_addr(text: &str) -> anyhow::Result<SocketAddr> {
+    let (host, port) = address::split_port(text)?;
+    let found = lookup_host((host, port.unwrap_or(DEFAULT_PORT))).await;
+    let found = found.ok().and_then(|mut found| found.next());
+    found.with_context(|| {
+        format!("manager '{text}' is no address and no known name; write HOST:{DEFAULT_PORT}")
+    })
+}
+
+/// The address that this host uses towards the manager. Nothing is sent.
+async fn towards(manager: SocketAddr) -> anyhow::Result<IpAddr> {
+    let any: SocketAddr = match manager {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let source = async {
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect(manager).await?;
+        socket.local_addr()
+    };
+    match source.await {
+        Ok(source) => Ok(source.ip()),
+        Err::<SocketAddr, std::io::Error>(error) => {
+            bail!("manager {manager} is not reachable: {error}; check it and this node's routes")
+        }
+    }
+}
+
+async fn undo_join(manager: SocketAddr, credentials: &tls::Credentials) -> anyhow::Result<()> {
+    let config = Arc::new(tls::member_config(credentials)?);
+    let channel = channel::to_manager(manager, config).await?;
+    join::leave(channel).await.map_err(|status| anyhow::anyhow!("{}", status.message()))
+}
+
+fn bad_input(error: anyhow::Error) -> Status {
+    Status::invalid_argument(format!("{error:#}"))
+}
+
+fn refused(error: anyhow::Error) -> Status {
+    Status::failed_precondition(format!("{error:#}"))
+}
+
+/// Ends of containers not handled yet; the data plane's watcher waits when there are more.
+const ENDED: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_manager_is_found_behind_every_listen_address() {
+        let check = |listen: &str, advertised: &str, wanted: &str| {
+            let manager = own_manager(listen.parse().unwrap(), advertised.parse().unwrap());
+            assert_eq!(manager.to_string(), wanted);
+        };
+        check("0.0.0.0:2377", "192.0.2.1:2377", "192.0.2.1:2377");
+        check("[::]:2377", "[2001:db8::1]:99", "[2001:db8::1]:2377");
+        check("127.0.0.1:5", "192.0.2.1:5", "127.0.0.1:5");
+        check("0.0.0.0:5", "[2001:db8::1]:5", "127.0.0.1:5");
+    }
+
+    #[tokio::test]
+    async fn outside_a_cluster_everything_names_the_way_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = Identity::open(&super::super::StateDir::open(folder.path()).unwrap());
+        let options = Options {
+            state_dir: folder.path().to_owned(),
+            workers: 1,
+            offloads: Offloads::ALL,
+            rekey_interval: Duration::from_secs(120),
+            hostname: "n1".into(),
+        };
+        let start: StartManager = Box::new(|_| Box::pin(async { bail!("not asked for") }));
+        let node = Arc::new(Node::new(options, identity.unwrap(), start));
+        let sentence = "this node is not a member of a cluster; make one with 'overlayctl init', or join one with 'overlayctl join'";
+        assert_eq!(node.member().await.err().unwrap().message(), sentence);
+        assert_eq!(node.manager().await.err().unwrap().message(), sentence);
+        let cut = JoinClusterRequest { token: "OVTKN-1-cut".into(), ..Default::default() };
+        assert_eq!(
+            node.clone().join(cut).await.err().unwrap().message(),
+            "the token is cut or bent; copy the whole line that 'overlayctl join-token worker' prints"
+        );
+        node.shutdown().await;
+        let late = node.join(JoinClusterRequest::default()).await.err().unwrap();
+        assert_eq!(late.message(), "this overlayd is ending; start it again");
+    }
+
+    #[tokio::test]
+    async fn wrong_manager_and_listen_addresses_are_named() {
+        let error = manager_addr("no such host").await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "manager 'no such host' is no address and no known name; write HOST:2377"
+        );
+        assert_eq!(manager_addr("[::1]:5").await.unwrap().to_string(), "[::1]:5");
+        assert_eq!(manager_addr("127.0.0.1").await.unwrap().to_string(), "127.0.0.1:2377");
+        let error = listen_addr("eth0").unwrap_err().to_string();
+        assert_eq!(error, "--listen-addr 'eth0' is no address; use one such as 0.0.0.0:2377");
+        assert_eq!(towards("127.0.0.1:9".parse().unwrap()).await.unwrap(), Ipv4Addr::LOCALHOST);
+    }
+}

@@ -1,0 +1,40 @@
+//! What an agent and the manager that it starts in its own process hand each other. Everything
+//! after that goes over the manager's own listen address, as for any other agent.
+
+use std::net::SocketAddr;
+
+use ipnet::Ipv4Net;
+use rustls::pki_types::PrivateKeyDer;
+
+use super::{JoinToken, proto::JoinRequest};
+use crate::types::Node;
+
+/// What a new cluster starts with.
+pub struct Founding {
+    /// Where the manager listens.
+    pub listen_addr: SocketAddr,
+    /// Where the IPv4 subnets of networks come from.
+    pub address_pool: Ipv4Net,
+    /// How long their prefixes are.
+    pub mask_length: u8,
+    /// The port that every node takes sealed datagrams on.
+    pub data_port: u16,
+    /// The first node, as it would join. An advertised port of 0 becomes the one listened on.
+    pub node: JoinRequest,
+    /// The key of the certificate asked for in `node`; the manager shows it too.
+    pub certificate_key: PrivateKeyDer<'static>,
+}
+
+/// What the first node is given.
+pub struct Founded {
+    /// The cluster's identity.
+    pub cluster: [u8; 16],
+    /// The node as registered.
+    pub node: Node,
+    /// Its certificate, and the root.
+    pub credentials: super::tls::Credentials,
+    /// Where the manager listens.
+    pub listen_addr: SocketAddr,
+    /// What workers join with.
+    pub worker_token: JoinToken,
+}

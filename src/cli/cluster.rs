@@ -1,0 +1,390 @@
+//! `init`, `join`, `join-token` and `info`.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::{
+    Failure, Format,
+    client::{Client, answer},
+    output::{self, print, print_json},
+};
+use crate::api::proto::{
+    InfoRequest, InfoResponse, InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
+    JoinTokenRequest, JoinTokenResponse, Role,
+};
+
+/// `overlayctl init`.
+#[derive(Args, Debug)]
+pub struct Init {
+    /// Where other nodes reach this one; the node's only address unless given
+    #[arg(long, value_name = "IP|IFACE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Where the manager listens [default: 0.0.0.0:2377]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_addr: Option<String>,
+    /// Where containers' traffic goes; the advertised address unless given
+    #[arg(long, value_name = "IP|IFACE")]
+    data_path_addr: Option<String>,
+    /// The UDP port of containers' traffic, on every node
+    #[arg(long, default_value_t = 7790, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    data_path_port: u16,
+    /// Where networks' IPv4 subnets are taken from
+    #[arg(long, default_value = "10.0.0.0/8", value_name = "CIDR")]
+    default_addr_pool: ipnet::Ipv4Net,
+    /// How long the prefixes of those subnets are
+    #[arg(long, default_value_t = 24, value_name = "LENGTH")]
+    default_addr_pool_mask_length: u8,
+    /// The node's name; the host's unless given
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// `overlayctl join`.
+#[derive(Args, Debug)]
+pub struct Join {
+    /// What 'overlayctl join-token worker' printed on a manager
+    #[arg(long)]
+    token: String,
+    /// A manager of the cluster
+    #[arg(value_name = "HOST:PORT")]
+    manager: String,
+    /// Where other nodes reach this one; the address used towards the manager unless given
+    #[arg(long, value_name = "IP|IFACE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Where containers' traffic goes; the advertised address unless given
+    #[arg(long, value_name = "IP|IFACE")]
+    data_path_addr: Option<String>,
+    /// The node's name; the host's unless given
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// `overlayctl join-token`.
+#[derive(Args, Debug)]
+pub struct JoinToken {
+    /// What the new node will be
+    role: TokenRole,
+    /// Print the token only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TokenRole {
+    Worker,
+}
+
+impl Init {
+    pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
+        let request = InitRequest {
+            advertise_addr: self.advertise_addr,
+            listen_addr: self.listen_addr,
+            data_path_addr: self.data_path_addr,
+            data_path_port: self.data_path_port.into(),
+            address_pool: self.default_addr_pool.to_string(),
+            address_pool_mask_length: self.default_addr_pool_mask_length.into(),
+            name: self.name,
+        };
+        let made = answer("init", client.local().await?.init(request)).await?;
+        let view = InitView::new(made)?;
+        match format {
+            Format::Json => print_json(&view)?,
+            Format::Table => print(&view.text()),
+        }
+        Ok(())
+    }
+}
+
+impl Join {
+    pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
+        let what = format!("join {}", self.manager);
+        let request = JoinClusterRequest {
+            token: self.token,
+            manager_addr: self.manager,
+            advertise_addr: self.advertise_addr,
+            data_path_addr: self.data_path_addr,
+            name: self.name,
+        };
+        let joined = answer(&what, client.local().await?.join_cluster(request)).await?;
+        let view = JoinView::new(joined)?;
+        match format {
+            Format::Json => print_json(&view)?,
+            Format::Table => {
+                print(&format!("This node joined the cluster as a worker, named {}.\n", view.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl JoinToken {
+    pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
+        let role = match self.role {
+            TokenRole::Worker => Role::Worker,
+        };
+        let request = JoinTokenRequest { role: role.into() };
+        let token = answer("join-token", client.control().await?.join_token(request)).await?;
+        let view = TokenView::new("worker", token);
+        match format {
+            Format::Json => print_json(&view)?,
+            Format::Table if self.quiet => print(&format!("{}\n", view.token)),
+            Format::Table => print(&format!(
+                "To add a worker to this cluster, run on it:\n\n    {}\n\n",
+                view.command
+            )),
+        }
+        Ok(())
+    }
+}
+
+/// `overlayctl info`.
+pub async fn info(client: &Client, format: Format) -> Result<(), Failure> {
+    let info = answer("info", client.local().await?.info(InfoRequest {})).await?;
+    let view = InfoView::new(info)?;
+    match format {
+        Format::Json => print_json(&view)?,
+        Format::Table => print(&view.text()),
+    }
+    Ok(())
+}
+
+fn join_command(token: &str, manager: &str) -> String {
+    format!("overlayctl join --token {token} {manager}")
+}
+
+#[derive(Debug, Serialize)]
+struct InitView {
+    cluster_id: String,
+    node_id: String,
+    name: String,
+    manager_addr: String,
+    worker_token: String,
+    join_command: String,
+}
+
+impl InitView {
+    fn new(made: InitResponse) -> Result<Self, Failure> {
+        let node = made.node.ok_or_else(|| Failure::bent("init"))?;
+        Ok(Self {
+            cluster_id: output::id(&made.cluster_id)?,
+            node_id: output::id(&node.id)?,
+            name: node.name,
+            join_command: join_command(&made.worker_token, &made.manager_addr),
+            manager_addr: made.manager_addr,
+            worker_token: made.worker_token,
+        })
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "Cluster made: this node ({}) is its manager.\n\n\
+             To add a worker to this cluster, run on it:\n\n    {}\n\n\
+             To put containers on a network, on any node:\n\n    \
+             overlayctl network create blue        (on the manager)\n    \
+             overlayctl attach netns:NAME --network blue\n\n",
+            self.name, self.join_command
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct JoinView {
+    cluster_id: String,
+    node_id: String,
+    name: String,
+}
+
+impl JoinView {
+    fn new(joined: JoinClusterResponse) -> Result<Self, Failure> {
+        let node = joined.node.ok_or_else(|| Failure::bent("join"))?;
+        Ok(Self {
+            cluster_id: output::id(&joined.cluster_id)?,
+            node_id: output::id(&node.id)?,
+            name: node.name,
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct TokenView {
+    role: &'static str,
+    token: String,
+    manager_addr: String,
+    command: String,
+}
+
+impl TokenView {
+    fn new(role: &'static str, token: JoinTokenResponse) -> Self {
+        let command = join_command(&token.token, &token.manager_addr);
+        Self { role, token: token.token, manager_addr: token.manager_addr, command }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct InfoView {
+    version: String,
+    state_dir: String,
+    workers: u32,
+    offload: String,
+    public_key: String,
+    cluster_id: Option<String>,
+    node: Option<NodeView>,
+    manager: Option<ManagerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeView {
+    id: String,
+    name: String,
+    role: &'static str,
+    address: String,
+    data_address: String,
+    revision: u64,
+    networks: u32,
+    endpoints: u32,
+    peers: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct ManagerView {
+    address: String,
+    connected: bool,
+}
+
+impl InfoView {
+    fn new(info: InfoResponse) -> Result<Self, Failure> {
+        let mut view = Self {
+            version: info.version,
+            state_dir: info.state_dir,
+            workers: info.workers,
+            offload: info.offload,
+            public_key: info.public_key,
+            cluster_id: None,
+            node: None,
+            manager: None,
+        };
+        let Some(member) = info.member else { return Ok(view) };
+        let node = member.node.ok_or_else(|| Failure::bent("info"))?;
+        view.cluster_id = Some(output::id(&member.cluster_id)?);
+        view.node = Some(NodeView {
+            id: output::id(&node.id)?,
+            role: match node.role() {
+                Role::Manager => "manager",
+                Role::Worker => "worker",
+                Role::Unspecified => return Err(Failure::bent("info")),
+            },
+            name: node.name,
+            address: node.advertise_addr,
+            data_address: node.data_addr,
+            revision: member.revision,
+            networks: member.networks,
+            endpoints: member.endpoints,
+            peers: member.peers,
+        });
+        view.manager =
+            Some(ManagerView { address: member.manager_addr, connected: member.manager_connected });
+        Ok(view)
+    }
+
+    fn text(&self) -> String {
+        let mut rows = vec![("Version", self.version.clone())];
+        match (&self.cluster_id, &self.node, &self.manager) {
+            (Some(cluster), Some(node), Some(manager)) => {
+                let connected = if manager.connected { "connected" } else { "not connected" };
+                rows.extend([
+                    ("Cluster", cluster.clone()),
+                    ("Node", format!("{} ({})", node.name, node.id)),
+                    ("Role", node.role.to_owned()),
+                    ("Address", node.address.clone()),
+                    ("Data address", node.data_address.clone()),
+                    ("Manager", format!("{} ({connected})", manager.address)),
+                    ("Revision", node.revision.to_string()),
+                    ("Networks", node.networks.to_string()),
+                    ("Endpoints", node.endpoints.to_string()),
+                    ("Peers", node.peers.to_string()),
+                ]);
+            }
+            (_, _, _) => rows.push(("Cluster", "none; use 'overlayctl init' or 'join'".to_owned())),
+        }
+        rows.extend([
+            ("State folder", self.state_dir.clone()),
+            ("Workers", self.workers.to_string()),
+            ("Offload", self.offload.clone()),
+            ("Public key", self.public_key.clone()),
+        ]);
+        let line = |(name, value): (&str, String)| format!("{:<14}{value}\n", format!("{name}:"));
+        rows.into_iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::proto::{MemberInfo, Node},
+        cli::output::golden,
+    };
+
+    fn node() -> Node {
+        Node {
+            id: vec![1; 16],
+            name: "n1".into(),
+            role: Role::Manager.into(),
+            advertise_addr: "192.0.2.1:2377".into(),
+            data_addr: "192.0.2.1:7790".into(),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn init_join_and_token_keep_their_json() {
+        let made = InitResponse {
+            cluster_id: vec![9; 16],
+            node: Some(node()),
+            worker_token: "OVTKN-1-digest-secret".into(),
+            manager_addr: "192.0.2.1:2377".into(),
+        };
+        let view = InitView::new(made).unwrap();
+        golden("init", &view);
+        let line = "\n    overlayctl join --token OVTKN-1-digest-secret 192.0.2.1:2377\n";
+        assert!(view.text().contains(line), "{}", view.text());
+        let joined = JoinClusterResponse { cluster_id: vec![9; 16], node: Some(node()) };
+        golden("join", &JoinView::new(joined).unwrap());
+        let token = JoinTokenResponse {
+            token: "OVTKN-1-digest-secret".into(),
+            manager_addr: "192.0.2.1:2377".into(),
+        };
+        golden("join-token", &TokenView::new("worker", token));
+    }
+
+    #[test]
+    fn info_keeps_its_json_in_and_out_of_a_cluster() {
+        let outside = InfoResponse {
+            version: "0.1.0".into(),
+            state_dir: "/var/lib/overlay".into(),
+            workers: 2,
+            offload: "tun-vnet=on".into(),
+            public_key: "00ff".into(),
+            member: None,
+        };
+        golden("info-outside", &InfoView::new(outside.clone()).unwrap());
+        let member = MemberInfo {
+            cluster_id: vec![9; 16],
+            node: Some(node()),
+            manager_addr: "192.0.2.1:2377".into(),
+            manager_connected: true,
+            revision: 12,
+            networks: 1,
+            endpoints: 2,
+            peers: 3,
+        };
+        let inside = InfoResponse { member: Some(member), ..outside };
+        let view = InfoView::new(inside).unwrap();
+        golden("info", &view);
+        assert!(
+            view.text().contains("Manager:      192.0.2.1:2377 (connected)\n"),
+            "{}",
+            view.text()
+        );
+    }
+}

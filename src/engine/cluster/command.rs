@@ -1,0 +1,164 @@
+//! What the log holds and what applying it gives. Ids and other random values were drawn by the
+//! proposer and stand in the command, so that every replica comes to the same state.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni};
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Makes the cluster; always the first.
+    CreateCluster(Cluster),
+    /// Takes a node in.
+    RegisterNode(RegisterNode),
+    /// Notes whether a node is heard.
+    SetNodeStatus {
+        /// Which node.
+        node: NodeId,
+        /// Its new status.
+        status: NodeStatus,
+    },
+    /// Takes a node and its endpoints out.
+    RemoveNode(NodeId),
+    /// Makes a network.
+    CreateNetwork(CreateNetwork),
+    /// Ends a network that nothing uses.
+    RemoveNetwork(NetworkId),
+    /// Makes an endpoint.
+    CreateEndpoint(CreateEndpoint),
+    /// Ends an endpoint; only its own node may.
+    RemoveEndpoint {
+        /// Which endpoint.
+        endpoint: EndpointId,
+        /// The node that asks.
+        node: NodeId,
+    },
+}
+
+/// What holds for the whole cluster for as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster's identity.
+    pub id: [u8; 16],
+    /// Where the IPv4 subnets of networks come from.
+    pub pool: Ipv4Net,
+    /// How long their prefixes are.
+    pub mask_length: u8,
+    /// A random /48 of fd00::/8, where `--ipv6` takes its subnets (RFC 4193).
+    pub ula: Ipv6Net,
+    /// The port that every node takes sealed datagrams on.
+    pub data_port: u16,
+}
+
+/// See [`Command::RegisterNode`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisterNode {
+    /// The node as it will stand in the state.
+    pub node: Node,
+    /// Whether its name is the operator's.
+    pub name: NameChoice,
+    /// The networks of its host, which automatic subnets leave out.
+    pub underlays: Vec<IpNet>,
+}
+
+/// What to do if a node's name is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameChoice {
+    /// The operator chose it: refuse.
+    Exact,
+    /// It is the host's: append `-2`, `-3` ...
+    Near,
+}
+
+/// See [`Command::CreateNetwork`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateNetwork {
+    /// Its identity.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// The chosen subnets; without any, an IPv4 one is taken from the pool.
+    pub subnets: Vec<IpNet>,
+    /// The chosen gateways; otherwise the first address of each subnet.
+    pub gateways: Vec<IpAddr>,
+    /// Whether an IPv6 subnet is wanted where none was chosen.
+    pub ipv6: Ipv6,
+    /// The device MTU in bytes, or automatic.
+    pub mtu: Option<u16>,
+    /// Whether it has no way out.
+    pub internal: bool,
+    /// The chosen VNI, or serial.
+    pub vni: Option<Vni>,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Whether a network without a chosen IPv6 subnet gets one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// It gets a /64 of the cluster's /48.
+    Automatic,
+    /// It gets none.
+    None,
+}
+
+/// See [`Command::CreateEndpoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateEndpoint {
+    /// Its identity.
+    pub id: EndpointId,
+    /// Its name, or none to be called by the first characters of its id.
+    pub name: Option<Name>,
+    /// The network.
+    pub network: NetworkId,
+    /// The node.
+    pub node: NodeId,
+    /// The chosen addresses; the other families are served serially.
+    pub addresses: Vec<IpAddr>,
+    /// Further names.
+    pub aliases: Vec<Name>,
+}
+
+/// What a command gave to whoever asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The node as registered.
+    Node(Node),
+    /// The network as made.
+    Network(Network),
+    /// The endpoint as made.
+    Endpoint(Endpoint),
+}
+
+/// What a command changed, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A node was added, or what peers know of it changed.
+    NodeChanged(NodeId),
+    /// A node is heard or not.
+    NodeStatusChanged(NodeId, NodeStatus),
+    /// A node is out; its endpoints went before.
+    NodeRemoved(NodeId),
+    /// A network was made or changed.
+    NetworkChanged(NetworkId),
+    /// A network ended.
+    NetworkRemoved(NetworkId),
+    /// An endpoint was made; it stays as it is until it ends.
+    EndpointCreated(Endpoint),
+    /// An endpoint ended.
+    EndpointRemoved(Endpoint),
+}
+
+/// An applied command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// For whoever asked.
+    pub outcome: Outcome,
+    /// For whoever watches.
+    pub events: Vec<Event>,
+}

@@ -1,0 +1,98 @@
+//! Nodes: taken in, heard or not, taken out.
+
+use super::{
+    Applied, Event, Kind, NameChoice, Outcome, Refusal, RegisterNode, State,
+    limits::{MAX_NODES, MAX_UNDERLAYS, check_labels},
+    unknown,
+};
+use crate::types::{Name, Node, NodeId, NodeStatus};
+
+impl State {
+    /// A node that was a member before and is not heard any more comes back as a new one: its old
+    /// self goes, with the endpoints that died with it.
+    pub(super) fn register_node(&mut self, register: RegisterNode) -> Result<Applied, Refusal> {
+        let RegisterNode { mut node, name, mut underlays } = register;
+        self.founded()?;
+        check_labels(&node.labels)?;
+        if self.nodes.contains_key(&node.id) {
+            return Err(Refusal::IdUsed { kind: Kind::Node });
+        }
+        let former = self.nodes.values().find(|other| other.public_key == node.public_key);
+        let former = match former.map(|other| (other.id, other.status, other.name.clone())) {
+            Some((_, NodeStatus::Ready, name)) => return Err(Refusal::KeyInUse { name }),
+            Some((id, NodeStatus::Down, _)) => Some(id),
+            None => None,
+        };
+        if former.is_none() && self.nodes.len() >= MAX_NODES {
+            return Err(Refusal::TooMany { kind: Kind::Node, limit: MAX_NODES });
+        }
+        node.name = self.free_node_name(&node, name, former)?;
+
+        let mut events = match former {
+            Some(former) => self.remove_node(former)?.events,
+            None => Vec::new(),
+        };
+        underlays.truncate(MAX_UNDERLAYS);
+        self.underlays.insert(node.id, underlays);
+        self.node_names.insert(node.name.clone(), node.id);
+        self.nodes.insert(node.id, node.clone());
+        events.push(Event::NodeChanged(node.id));
+        Ok(Applied { outcome: Outcome::Node(node), events })
+    }
+
+    pub(super) fn set_node_status(
+        &mut self,
+        id: NodeId,
+        status: NodeStatus,
+    ) -> Result<Applied, Refusal> {
+        let node = self.nodes.get_mut(&id).ok_or_else(|| unknown(Kind::Node, id))?;
+        let changed = node.status != status;
+        node.status = status;
+        let events = changed.then_some(Event::NodeStatusChanged(id, status)).into_iter().collect();
+        Ok(Applied { outcome: Outcome::Done, events })
+    }
+
+    pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Applied, Refusal> {
+        let node = self.nodes.remove(&id).ok_or_else(|| unknown(Kind::Node, id))?;
+        self.node_names.remove(&node.name);
+        self.underlays.remove(&id);
+        let endpoints = self.node_endpoints.remove(&id).unwrap_or_default();
+        let mut events: Vec<Event> = Vec::with_capacity(endpoints.len() + 1);
+        for endpoint in endpoints {
+            events.extend(self.free_endpoint(endpoint).map(Event::EndpointRemoved));
+        }
+        events.push(Event::NodeRemoved(id));
+        Ok(Applied { outcome: Outcome::Done, events })
+    }
+
+    /// Finds the name that a new node gets; what its former self had is free to it.
+    fn free_node_name(
+        &self,
+        node: &Node,
+        choice: NameChoice,
+        former: Option<NodeId>,
+    ) -> Result<Name, Refusal> {
+        let holder = |name: &Name| self.node_names.get(name).filter(|id| Some(**id) != former);
+        let Some(taken) = holder(&node.name) else {
+            return Ok(node.name.clone());
+        };
+        let near = |number: usize| {
+            let suffix = format!("-{number}");
+            let text = node.name.as_str();
+            // Names are ASCII, so every cut is between characters.
+            let room = text.len().min(63 - suffix.len());
+            format!("{}{suffix}", &text[..room]).parse::<Name>().ok()
+        };
+        let found = match choice {
+            NameChoice::Exact => None,
+            NameChoice::Near => {
+                (2..=MAX_NODES + 1).filter_map(near).find(|name| holder(name).is_none())
+            }
+        };
+        found.ok_or_else(|| Refusal::NameTaken {
+            kind: Kind::Node,
+            name: node.name.clone(),
+            id: taken.to_string(),
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! Need to know: what one node is told of the cluster. It hears of the networks that it has an
+//! endpoint on, of all endpoints there, and of the nodes behind them; of nothing else.
+//!
+//! A scope is fed every event of a command right after the command, while the state stands at its
+//! revision. The work is that of the change: entering or leaving a network is the size of the
+//! network, everything else is constant.
+
+use std::collections::BTreeMap;
+
+use super::{Event, State};
+use crate::{
+    engine::membership::{Change, Table},
+    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk},
+};
+
+/// What one node knows, as counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    node: NodeId,
+    /// The node's own endpoints a network.
+    own: BTreeMap<NetworkId, usize>,
+    /// The endpoints that it knows behind each other node.
+    peers: BTreeMap<NodeId, usize>,
+}
+
+impl Scope {
+    /// Makes the scope of a node as the state stands, and the table that says the same. `pair_keys`
+    /// gives the keys that the node shares with another.
+    pub fn snapshot(
+        state: &State,
+        node: NodeId,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+    ) -> (Self, Table) {
+        let mut scope = Self { node, own: BTreeMap::new(), peers: BTreeMap::new() };
+        for endpoint in state.endpoints_of(node) {
+            *scope.own.entry(endpoint.network).or_default() += 1;
+        }
+        let mut table = Table { revision: state.revision(), ..Table::empty(node) };
+        for id in scope.own.keys() {
+            table.networks.extend(state.network(*id).map(|network| (*id, network.clone())));
+            for endpoint in state.endpoints_on(*id) {
+                table.endpoints.insert(endpoint.id, endpoint.clone());
+                if endpoint.node != node {
+                    *scope.peers.entry(endpoint.node).or_default() += 1;
+                }
+            }
+        }
+        for id in scope.peers.keys() {
+            let peer = state.node(*id).map(|other| peer_of(other, pair_keys(*id)));
+            table.peers.extend(peer.map(|peer| (*id, peer)));
+        }
+        (scope, table)
+    }
+
+    /// Tells whether the node takes part in a network.
+    pub fn takes_part(&self, network: NetworkId) -> bool {
+        self.own.contains_key(&network)
+    }
+
+    /// Lists the networks that the node takes part in.
+    pub fn networks(&self) -> impl Iterator<Item = NetworkId> {
+        self.own.keys().copied()
+    }
+
+    /// Returns what the node must be told after an event.
+    pub fn handle_event(
+        &mut self,
+        state: &State,
+        event: &Event,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        match event {
+            Event::EndpointCreated(endpoint) if endpoint.node == self.node => {
+                let own = self.own.entry(endpoint.network).or_default();
+                *own += 1;
+                if *own == 1 {
+                    self.enter(state, endpoint.network, pair_keys, &mut changes);
+                } else {
+                    changes.push(Change::Endpoint(endpoint.clone()));
+                }
+            }
+            Event::EndpointCreated(endpoint) => {
+                if self.takes_part(endpoint.network) {
+                    self.learn(state, endpoint, pair_keys, &mut changes);
+                }
+            }
+            Event::EndpointRemoved(endpoint) if endpoint.node == self.node => {
+                changes.push(Change::EndpointGone(endpoint.id));
+                let own = self.own.get_mut(&endpoint.network);
+                let left = own.map_or(0, |own| {
+                    *own -= 1;
+                    *own
+                });
+                if left == 0 {
+                    self.leave(state, endpoint.network, &mut changes);
+                }
+            }
+            Event::EndpointRemoved(endpoint) => {
+                if self.takes_part(endpoint.network) {
+                    self.forget(endpoint, &mut changes);
+                }
+            }
+            Event::NodeChanged(id) => {
+                if let (true, Some(node)) = (self.peers.contains_key(id), state.node(*id)) {
+                    changes.push(Change::Peer(peer_of(node, pair_keys(*id))));
+                }
+            }
+            Event::NetworkChanged(id) => {
+                if let (true, Some(network)) = (self.takes_part(*id), state.network(*id)) {
+                    changes.push(Change::Network(network.clone()));
+                }
+            }
+            // A node's endpoints went before it, a network ends empty, and whether the managers
+            // hear a peer does not decide whether this node can reach it.
+            Event::NodeRemoved(_) | Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
+        }
+        changes
+    }
+
+    fn enter(
+        &mut self,
+        state: &State,
+        network: NetworkId,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        changes: &mut Vec<Change>,
+    ) {
+        changes.extend(state.network(network).cloned().map(Change::Network));
+        for endpoint in state.endpoints_on(network) {
+            if endpoint.node == self.node {
+                changes.push(Change::Endpoint(endpoint.clone()));
+            } else {
+                self.learn(state, endpoint, pair_keys, changes);
+            }
+        }
+    }
+
+    fn leave(&mut self, state: &State, network: NetworkId, changes: &mut Vec<Change>) {
+        self.own.remove(&network);
+        for endpoint in state.endpoints_on(network) {
+            self.forget(endpoint, changes);
+        }
+        changes.push(Change::NetworkGone(network));
+    }
+
+    fn learn(
+        &mut self,
+        state: &State,
+        endpoint: &Endpoint,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        changes: &mut Vec<Change>,
+    ) {
+        let known = self.peers.entry(endpoint.node).or_default();
+        *known += 1;
+        if *known == 1 {
+            let node = state.node(endpoint.node);
+            let peer = node.map(|node| peer_of(node, pair_keys(endpoint.node)));
+            changes.extend(peer.map(Change::Peer));
+        }
+        changes.push(Change::Endpoint(endpoint.clone()));
+    }
+
+    fn forget(&mut self, endpoint: &Endpoint, changes: &mut Vec<Change>) {
+        changes.push(Change::EndpointGone(endpoint.id));
+        if let Some(known) = self.peers.get_mut(&endpoint.node) {
+            *known -= 1;
+            if *known == 0 {
+                self.peers.remove(&endpoint.node);
+                changes.push(Change::PeerGone(endpoint.node));
+            }
+        }
+    }
+}
+
+fn peer_of(node: &Node, psks: Vec<Psk>) -> Peer {
+    Peer {
+        id: node.id,
+        name: node.name.clone(),
+        data_addr: node.data_addr,
+        underlay_mtu: node.underlay_mtu,
+        public_key: node.public_key,
+        versions: node.versions,
+        psks,
+    }
+}

@@ -1,0 +1,542 @@
+//! The machine through its public face: allocation, refusals, and need-to-know against slow models.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    engine::membership::Table,
+    types::{Availability, NodeStatus, Peer, Psk, Role, VersionRange, Vni},
+};
+
+/// A state with the command numbers that a log would give.
+struct Log {
+    state: State,
+}
+
+impl Log {
+    fn with_pool(pool: &str, mask_length: u8) -> Self {
+        let mut log = Self { state: State::default() };
+        log.apply(Command::CreateCluster(cluster(pool, mask_length))).unwrap();
+        log
+    }
+
+    fn new() -> Self {
+        Self::with_pool("10.0.0.0/8", 24)
+    }
+
+    fn apply(&mut self, command: Command) -> Result<Applied, Refusal> {
+        self.state.apply(self.state.revision() + 1, command)
+    }
+
+    /// Applies what must be refused, and checks that nothing but the revision changed.
+    fn refused(&mut self, command: Command) -> String {
+        let before = self.state.clone();
+        let refusal = self.apply(command).unwrap_err();
+        self.state.revision = before.revision;
+        assert_eq!(self.state, before, "a refused command changed the state");
+        refusal.to_string()
+    }
+
+    fn node(&mut self, id: u128) -> NodeId {
+        self.apply(Command::RegisterNode(register(id))).unwrap();
+        NodeId::from_u128(id)
+    }
+
+    fn network(&mut self, create: CreateNetwork) -> Network {
+        match self.apply(Command::CreateNetwork(create)).unwrap().outcome {
+            Outcome::Network(network) => network,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn endpoint(&mut self, create: CreateEndpoint) -> Endpoint {
+        match self.apply(Command::CreateEndpoint(create)).unwrap().outcome {
+            Outcome::Endpoint(endpoint) => endpoint,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn cluster(pool: &str, mask_length: u8) -> Cluster {
+    Cluster {
+        id: [9; 16],
+        pool: pool.parse().unwrap(),
+        mask_length,
+        ula: "fd12:3456:789a::/48".parse().unwrap(),
+        data_port: 7790,
+    }
+}
+
+fn register(id: u128) -> RegisterNode {
+    let last = u8::try_from(id % 250).unwrap();
+    let node = Node {
+        id: NodeId::from_u128(id),
+        name: format!("n{id}").parse().unwrap(),
+        role: Role::Worker,
+        availability: Availability::Active,
+        status: NodeStatus::Down,
+        advertise_addr: ([192, 0, 2, last], 2377).into(),
+        data_addr: ([192, 0, 2, last], 7790).into(),
+        underlay_mtu: 1500,
+        public_key: [last; 32],
+        versions: VersionRange { lowest: 1, highest: 1 },
+        version: "0.1.0".into(),
+        labels: BTreeMap::new(),
+    };
+    RegisterNode { node, name: NameChoice::Exact, underlays: Vec::new() }
+}
+
+fn net(id: u128) -> CreateNetwork {
+    CreateNetwork {
+        id: NetworkId::from_u128(id),
+        name: format!("net{id}").parse().unwrap(),
+        subnets: Vec::new(),
+        gateways: Vec::new(),
+        ipv6: Ipv6::None,
+        mtu: None,
+        internal: false,
+        vni: None,
+        labels: BTreeMap::new(),
+    }
+}
+
+fn net_on(id: u128, subnets: &[&str]) -> CreateNetwork {
+    let subnets = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
+    CreateNetwork { subnets, ..net(id) }
+}
+
+fn end(id: u128, network: u128, node: u128) -> CreateEndpoint {
+    CreateEndpoint {
+        id: EndpointId::from_u128(id),
+        name: Some(format!("e{id}").parse().unwrap()),
+        network: NetworkId::from_u128(network),
+        node: NodeId::from_u128(node),
+        addresses: Vec::new(),
+        aliases: Vec::new(),
+    }
+}
+
+fn end_at(id: u128, network: u128, addresses: &[&str]) -> CreateEndpoint {
+    let addresses = addresses.iter().map(|addr| addr.parse().unwrap()).collect();
+    CreateEndpoint { addresses, ..end(id, network, 1) }
+}
+
+fn texts(nets: &[IpNet]) -> Vec<String> {
+    nets.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn subnets_vnis_gateways_and_addresses_are_serial() {
+    let mut log = Log::new();
+    log.node(1);
+    let first = log.network(net(1));
+    assert_eq!(texts(&first.subnets), ["10.0.0.0/24"]);
+    assert_eq!(first.gateways, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(first.vni, Vni::new(4097).unwrap());
+    let second = log.network(CreateNetwork { ipv6: Ipv6::Automatic, ..net(2) });
+    assert_eq!(texts(&second.subnets), ["10.0.1.0/24", "fd12:3456:789a::/64"]);
+    assert_eq!(second.vni, Vni::new(4098).unwrap());
+
+    assert_eq!(texts(&log.endpoint(end(1, 1, 1)).addresses), ["10.0.0.2/24"]);
+    assert_eq!(texts(&log.endpoint(end(2, 1, 1)).addresses), ["10.0.0.3/24"]);
+    let both = log.endpoint(end(3, 2, 1));
+    assert_eq!(texts(&both.addresses), ["10.0.1.2/24", "fd12:3456:789a::2/64"]);
+}
+
+#[test]
+fn a_freed_address_is_not_given_again_at_once() {
+    let mut log = Log::new();
+    let node = log.node(1);
+    log.network(net_on(1, &["10.9.0.0/29"]));
+    log.endpoint(end(1, 1, 1));
+    log.apply(Command::RemoveEndpoint { endpoint: EndpointId::from_u128(1), node }).unwrap();
+    let given: Vec<_> =
+        (2..7).map(|id| log.endpoint(end(id, 1, 1)).addresses[0].addr().to_string()).collect();
+    assert_eq!(given, ["10.9.0.3", "10.9.0.4", "10.9.0.5", "10.9.0.6", "10.9.0.2"]);
+    let sentence = log.refused(Command::CreateEndpoint(end(7, 1, 1)));
+    assert_eq!(
+        sentence,
+        "no free address is left in 10.9.0.0/29 of network net1; detach an endpoint"
+    );
+}
+
+#[test]
+fn automatic_subnets_leave_out_what_nodes_stand_on() {
+    let mut log = Log::with_pool("10.0.0.0/22", 24);
+    let underlays = vec!["10.0.0.7/32".parse().unwrap(), "10.0.2.0/23".parse().unwrap()];
+    log.apply(Command::RegisterNode(RegisterNode { underlays, ..register(1) })).unwrap();
+    assert_eq!(texts(&log.network(net(1)).subnets), ["10.0.1.0/24"]);
+    assert_eq!(
+        log.refused(Command::CreateNetwork(net(2))),
+        "no free subnet is left in 10.0.0.0/22; name one with --subnet, or remove a network"
+    );
+    log.apply(Command::RemoveNode(NodeId::from_u128(1))).unwrap();
+    assert_eq!(texts(&log.network(net(2)).subnets), ["10.0.0.0/24"]);
+}
+
+#[test]
+fn chosen_subnets_of_different_networks_may_overlap() {
+    let mut log = Log::new();
+    for id in 1..=3 {
+        let made = log.network(net_on(id, &["fd00:1::/64", "10.1.0.0/24"]));
+        assert_eq!(texts(&made.subnets), ["10.1.0.0/24", "fd00:1::/64"]);
+    }
+}
+
+#[test]
+fn what_a_network_held_comes_back() {
+    let mut log = Log::with_pool("10.0.0.0/24", 24);
+    let create = || CreateNetwork { vni: Vni::new(7), ..net(1) };
+    let made = log.network(create());
+    log.apply(Command::RemoveNetwork(made.id)).unwrap();
+    assert_eq!(log.network(create()).subnets, made.subnets);
+}
+
+#[test]
+fn bad_subnets_are_refused() {
+    let check = |subnets: &[&str], sentence: &str| {
+        let refused = Log::new().refused(Command::CreateNetwork(net_on(1, subnets)));
+        assert_eq!(refused, sentence);
+    };
+    check(&["10.1.0.5/24"], "subnet 10.1.0.5/24 is not a network address; use 10.1.0.0/24");
+    check(
+        &["10.1.0.0/31"],
+        "subnet 10.1.0.0/31 is too small for a gateway and one endpoint; use /30 or shorter",
+    );
+    check(
+        &["fd00::/127"],
+        "subnet fd00::/127 is too small for a gateway and one endpoint; use /126 or shorter",
+    );
+    check(&["0.0.0.0/0"], "subnet 0.0.0.0/0 is too large; use /8 or longer");
+    check(
+        &["127.0.0.0/24"],
+        "subnet 127.0.0.0/24 is reserved; use a private one such as 10.1.0.0/24 or fd00:1::/64",
+    );
+    check(
+        &["10.1.0.0/16", "10.1.2.0/24"],
+        "subnets 10.1.0.0/16 and 10.1.2.0/24 of one network overlap; use subnets that do not",
+    );
+    check(
+        &["10.1.0.0/24", "10.2.0.0/24"],
+        "subnets 10.1.0.0/24 and 10.2.0.0/24 are of one family; a network takes one IPv4 and one IPv6 subnet",
+    );
+}
+
+#[test]
+fn bad_gateways_vnis_mtus_and_labels_are_refused() {
+    let gateways = |list: &[&str]| list.iter().map(|addr| addr.parse().unwrap()).collect();
+    let base = || net_on(1, &["10.1.0.0/24"]);
+    let check = |create: CreateNetwork, sentence: &str| {
+        assert_eq!(Log::new().refused(Command::CreateNetwork(create)), sentence);
+    };
+    check(
+        CreateNetwork { gateways: gateways(&["10.2.0.1"]), ..base() },
+        "gateway 10.2.0.1 is in no subnet of the network; use an address of 10.1.0.0/24",
+    );
+    check(
+        CreateNetwork { gateways: gateways(&["10.1.0.255"]), ..base() },
+        "gateway 10.1.0.255 is the network or broadcast address of 10.1.0.0/24; use another",
+    );
+    check(
+        CreateNetwork { gateways: gateways(&["10.1.0.1", "10.1.0.2"]), ..base() },
+        "gateways 10.1.0.1 and 10.1.0.2 are in one subnet; a subnet takes one",
+    );
+    check(CreateNetwork { vni: Vni::new(0), ..base() }, "vni 0 is reserved; use 1 to 16777215");
+    let range = "out of range; use 576 to 65407, and with IPv6 at least 1280";
+    check(CreateNetwork { mtu: Some(575), ..base() }, &format!("mtu 575 is {range}"));
+    let ipv6 = CreateNetwork { mtu: Some(1279), ipv6: Ipv6::Automatic, ..base() };
+    check(ipv6, &format!("mtu 1279 is {range}"));
+    let labels = BTreeMap::from([("k".to_owned(), "v".repeat(16_384))]);
+    check(
+        CreateNetwork { labels, ..base() },
+        "the labels are too large; at most 64, together 16384 bytes, none with an empty key",
+    );
+}
+
+#[test]
+fn taken_names_and_numbers_are_refused() {
+    let mut log = Log::new();
+    log.node(1);
+    let made = log.network(CreateNetwork { vni: Vni::new(5000), ..net(1) });
+    let name = made.name.clone();
+    assert_eq!(
+        log.refused(Command::CreateNetwork(CreateNetwork { name, ..net(2) })),
+        format!("the name net1 is taken by network {}; choose another", made.id)
+    );
+    assert_eq!(
+        log.refused(Command::CreateNetwork(CreateNetwork { vni: Vni::new(5000), ..net(2) })),
+        "vni 5000 is taken by network net1; choose another"
+    );
+    log.endpoint(end_at(1, 1, &["10.0.0.9"]));
+    assert_eq!(
+        log.refused(Command::CreateEndpoint(end_at(2, 1, &["10.0.0.9"]))),
+        "address 10.0.0.9 is in use by endpoint e1; use another, or detach that one"
+    );
+    let name = Some("e1".parse().unwrap());
+    assert_eq!(
+        log.refused(Command::CreateEndpoint(CreateEndpoint { name, ..end(2, 1, 1) })),
+        format!("the name e1 is taken by endpoint {}; choose another", EndpointId::from_u128(1))
+    );
+    assert_eq!(
+        log.refused(Command::RemoveNetwork(made.id)),
+        "network net1 is in use by 1 endpoint(s); detach them first"
+    );
+}
+
+#[test]
+fn bad_addresses_are_refused() {
+    let mut log = Log::new();
+    log.node(1);
+    log.network(net(1));
+    let mut check = |addresses: &[&str], sentence: &str| {
+        let refused = log.refused(Command::CreateEndpoint(end_at(1, 1, addresses)));
+        assert_eq!(refused, sentence);
+    };
+    check(
+        &["10.7.0.2"],
+        "address 10.7.0.2 is in no subnet of network net1; use an address of 10.0.0.0/24",
+    );
+    check(
+        &["10.0.0.0"],
+        "address 10.0.0.0 is the network or broadcast address of 10.0.0.0/24; use another",
+    );
+    check(
+        &["10.0.0.255"],
+        "address 10.0.0.255 is the network or broadcast address of 10.0.0.0/24; use another",
+    );
+    check(&["10.0.0.1"], "address 10.0.0.1 is the gateway of network net1; use another");
+    check(
+        &["10.0.0.5", "10.0.0.6"],
+        "addresses 10.0.0.5 and 10.0.0.6 are in one subnet; an endpoint takes one of each",
+    );
+}
+
+#[test]
+fn only_its_own_node_ends_an_endpoint() {
+    let mut log = Log::new();
+    log.node(1);
+    let other = log.node(2);
+    log.network(net(1));
+    let endpoint = log.endpoint(end(1, 1, 1)).id;
+    assert_eq!(
+        log.refused(Command::RemoveEndpoint { endpoint, node: other }),
+        "endpoint e1 is on another node; detach it there"
+    );
+}
+
+#[test]
+fn a_cluster_is_made_once_and_from_a_usable_pool() {
+    let mut log = Log::new();
+    assert_eq!(
+        log.refused(Command::CreateCluster(cluster("10.0.0.0/8", 24))),
+        "the cluster is made already; join it instead"
+    );
+    let check = |pool, mask_length, sentence: &str| {
+        let mut log = Log { state: State::default() };
+        let refused = log.refused(Command::CreateCluster(cluster(pool, mask_length)));
+        assert_eq!(refused, sentence);
+    };
+    check("10.0.0.1/8", 24, "subnet 10.0.0.1/8 is not a network address; use 10.0.0.0/8");
+    check(
+        "10.0.0.0/16",
+        12,
+        "address pool 10.0.0.0/16 cannot hold subnets of length 12; the length must be that of the pool or longer, and at most 30",
+    );
+}
+
+#[test]
+fn node_names_are_unique_and_a_returning_node_replaces_itself() {
+    let mut log = Log::new();
+    let first = log.node(1);
+    log.network(net(1));
+    log.endpoint(end(1, 1, 1));
+    let again = |id: u128, key: u8, name: NameChoice| {
+        let node = Node { id: NodeId::from_u128(id), public_key: [key; 32], ..register(1).node };
+        Command::RegisterNode(RegisterNode { node, name, underlays: Vec::new() })
+    };
+    assert_eq!(
+        log.refused(again(2, 2, NameChoice::Exact)),
+        format!("the name n1 is taken by node {first}; choose another")
+    );
+    match log.apply(again(2, 2, NameChoice::Near)).unwrap().outcome {
+        Outcome::Node(node) => assert_eq!(node.name.as_str(), "n1-2"),
+        other => panic!("{other:?}"),
+    }
+    log.apply(Command::SetNodeStatus { node: first, status: NodeStatus::Ready }).unwrap();
+    assert_eq!(
+        log.refused(again(3, 1, NameChoice::Exact)),
+        "this node is a member already, as node n1; leave it so, or end that daemon first"
+    );
+    log.apply(Command::SetNodeStatus { node: first, status: NodeStatus::Down }).unwrap();
+    let applied = log.apply(again(3, 1, NameChoice::Exact)).unwrap();
+    match &applied.events[..] {
+        [Event::EndpointRemoved(_), Event::NodeRemoved(gone), Event::NodeChanged(new)] => {
+            assert_eq!((*gone, *new), (first, NodeId::from_u128(3)));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(log.state.endpoints().count(), 0);
+}
+
+/// The keys of a pair, recognisable.
+fn pair_keys(a: NodeId, b: NodeId) -> Vec<Psk> {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&a.min(b).to_bytes());
+    key[16..].copy_from_slice(&a.max(b).to_bytes());
+    vec![Psk { epoch: 1, key }]
+}
+
+/// The slow version of need-to-know: looks at everything.
+fn rebuilt(state: &State, me: NodeId) -> Table {
+    let own = state.endpoints().filter(|endpoint| endpoint.node == me);
+    let networks: BTreeSet<NetworkId> = own.map(|endpoint| endpoint.network).collect();
+    let known: Vec<&Endpoint> =
+        state.endpoints().filter(|endpoint| networks.contains(&endpoint.network)).collect();
+    let others = state
+        .nodes()
+        .filter(|node| node.id != me && known.iter().any(|endpoint| endpoint.node == node.id));
+    let peer = |node: &Node| Peer {
+        id: node.id,
+        name: node.name.clone(),
+        data_addr: node.data_addr,
+        underlay_mtu: node.underlay_mtu,
+        public_key: node.public_key,
+        versions: node.versions,
+        psks: pair_keys(me, node.id),
+    };
+    Table {
+        node: me,
+        revision: state.revision(),
+        networks: state
+            .networks()
+            .filter(|network| networks.contains(&network.id))
+            .map(|network| (network.id, network.clone()))
+            .collect(),
+        endpoints: known.iter().map(|endpoint| (endpoint.id, (*endpoint).clone())).collect(),
+        peers: others.map(|node| (node.id, peer(node))).collect(),
+    }
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let create = (1..1000u128, 1..5u128, 1..5u128)
+        .prop_map(|(id, network, node)| Command::CreateEndpoint(end(id, network, node)));
+    let remove = (any::<prop::sample::Index>(), 1..5u128).prop_map(|(index, node)| {
+        // The node is replaced by the endpoint's own when the command is played.
+        let endpoint = EndpointId::from_u128(index.index(1 << 20) as u128);
+        Command::RemoveEndpoint { endpoint, node: NodeId::from_u128(node) }
+    });
+    prop_oneof![
+        6 => create,
+        4 => remove,
+        1 => (1..5u128).prop_map(|id| Command::CreateNetwork(net(id))),
+        1 => (1..5u128).prop_map(|id| Command::RemoveNetwork(NetworkId::from_u128(id))),
+        1 => (1..5u128).prop_map(|id| Command::RemoveNode(NodeId::from_u128(id))),
+        1 => (1..5u128).prop_map(|id| Command::RegisterNode(register(id))),
+        1 => (1..5u128, any::<bool>()).prop_map(|(id, ready)| Command::SetNodeStatus {
+            node: NodeId::from_u128(id),
+            status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
+        }),
+    ]
+}
+
+/// Points a removal at an endpoint that exists, if there is one.
+fn aimed(state: &State, command: Command) -> Command {
+    match command {
+        Command::RemoveEndpoint { endpoint, node } => {
+            let count = state.endpoints().count().max(1);
+            let index = usize::try_from(endpoint.as_u128()).unwrap() % count;
+            match state.endpoints().nth(index) {
+                Some(found) => Command::RemoveEndpoint { endpoint: found.id, node: found.node },
+                None => Command::RemoveEndpoint { endpoint, node },
+            }
+        }
+        other => other,
+    }
+}
+
+proptest! {
+    #[test]
+    fn deltas_make_the_table_that_the_state_says(
+        commands in prop::collection::vec(command(), 1..120)
+    ) {
+        let mut log = Log::new();
+        let mut views: BTreeMap<NodeId, (Scope, Table)> = BTreeMap::new();
+        for command in commands {
+            let command = aimed(&log.state, command);
+            let from = log.state.revision();
+            let events = log.apply(command).map(|applied| applied.events).unwrap_or_default();
+            for (id, (scope, table)) in &mut views {
+                let keys = |other| pair_keys(*id, other);
+                let mut changes = Vec::new();
+                for event in &events {
+                    changes.extend(scope.handle_event(&log.state, event, &keys));
+                }
+                let next = table.handle_delta(from, log.state.revision(), changes);
+                *table = next.unwrap();
+            }
+            for event in &events {
+                match event {
+                    Event::NodeChanged(id) => {
+                        let keys = |other| pair_keys(*id, other);
+                        views.insert(*id, Scope::snapshot(&log.state, *id, &keys));
+                    }
+                    Event::NodeRemoved(id) => drop(views.remove(id)),
+                    Event::NodeStatusChanged(..)
+                    | Event::NetworkChanged(_)
+                    | Event::NetworkRemoved(_)
+                    | Event::EndpointCreated(_)
+                    | Event::EndpointRemoved(_) => {}
+                }
+            }
+            for (id, (scope, table)) in &views {
+                prop_assert_eq!(table, &rebuilt(&log.state, *id));
+                let keys = |other| pair_keys(*id, other);
+                let (fresh, snapshot) = Scope::snapshot(&log.state, *id, &keys);
+                prop_assert_eq!((scope, table), (&fresh, &snapshot));
+            }
+        }
+    }
+
+    #[test]
+    fn no_address_is_given_twice_and_every_one_comes_back(
+        commands in prop::collection::vec(command(), 1..200)
+    ) {
+        let mut log = Log::new();
+        log.node(1);
+        for command in commands {
+            let command = aimed(&log.state, command);
+            let _ = log.apply(command);
+            let mut seen = BTreeSet::new();
+            for endpoint in log.state.endpoints() {
+                let network = log.state.network(endpoint.network).unwrap();
+                for address in &endpoint.addresses {
+                    prop_assert!(seen.insert((network.id, address.addr())), "given twice");
+                    prop_assert!(!network.gateways.contains(&address.addr()));
+                }
+            }
+            let mut automatic: Vec<_> =
+                log.state.networks().flat_map(|network| network.subnets.clone()).collect();
+            let count = automatic.len();
+            automatic.sort();
+            automatic.dedup();
+            prop_assert_eq!(automatic.len(), count, "a subnet was given twice");
+        }
+        let nodes: Vec<NodeId> = log.state.nodes().map(|node| node.id).collect();
+        for node in nodes {
+            log.apply(Command::RemoveNode(node)).unwrap();
+        }
+        let networks: Vec<NetworkId> = log.state.networks().map(|network| network.id).collect();
+        for network in networks {
+            log.apply(Command::RemoveNetwork(network)).unwrap();
+        }
+        log.node(1);
+        log.network(net_on(1, &["10.1.0.0/28"]));
+        for id in 1..=13 {
+            log.endpoint(end(id, 1, 1));
+        }
+        let exhausted = log.refused(Command::CreateEndpoint(end(14, 1, 1)));
+        prop_assert!(exhausted.starts_with("no free address"), "{}", exhausted);
+    }
+}

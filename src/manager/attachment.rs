@@ -1,0 +1,110 @@
+//! What attaching a container needs of the cluster, for every node and only about its own endpoints.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::{Shared, random, status};
+use crate::{
+    api::{
+        parse_id, parse_list, parse_text,
+        proto::{
+            self, AwaitAcknowledgedRequest, AwaitAcknowledgedResponse, CreateEndpointRequest,
+            CreateEndpointResponse, RemoveEndpointRequest, RemoveEndpointResponse,
+        },
+    },
+    engine::cluster::{Command, CreateEndpoint, Outcome, State},
+    types::{NetworkId, NodeId},
+};
+
+/// The service.
+pub struct Attachment {
+    pub(super) shared: Arc<Shared>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl proto::attachment_server::Attachment for Attachment {
+    async fn create_endpoint(
+        &self,
+        request: Request<CreateEndpointRequest>,
+    ) -> Answer<CreateEndpointResponse> {
+        let node = self.shared.member(&request)?.id;
+        let request = request.into_inner();
+        let network = self.shared.network(&request.network)?;
+        let name = request.name.as_deref().map(|name| parse_text("name", name)).transpose()?;
+        let create = CreateEndpoint {
+            id: random::id().map_err(status::of_failure)?,
+            name,
+            network: network.id,
+            node,
+            addresses: parse_list("address", &request.addresses)?,
+            aliases: parse_list("alias", &request.aliases)?,
+        };
+        let proposed = self.shared.log.propose(Command::CreateEndpoint(create)).await;
+        let (revision, outcome) = proposed.map_err(status::of_refusal)?;
+        let Outcome::Endpoint(endpoint) = outcome else {
+            return Err(Status::internal("creating an endpoint gave none"));
+        };
+        Ok(Response::new(CreateEndpointResponse {
+            endpoint: Some((&endpoint).into()),
+            network: Some((&network).into()),
+            revision,
+        }))
+    }
+
+    async fn remove_endpoint(
+        &self,
+        request: Request<RemoveEndpointRequest>,
+    ) -> Answer<RemoveEndpointResponse> {
+        let node = self.shared.member(&request)?.id;
+        let endpoint = parse_id("endpoint", &request.into_inner().endpoint)?;
+        let removed = self.shared.log.propose(Command::RemoveEndpoint { endpoint, node }).await;
+        let (revision, _) = removed.map_err(status::of_refusal)?;
+        Ok(Response::new(RemoveEndpointResponse { revision }))
+    }
+
+    async fn await_acknowledged(
+        &self,
+        request: Request<AwaitAcknowledgedRequest>,
+    ) -> Answer<AwaitAcknowledgedResponse> {
+        let node = self.shared.member(&request)?.id;
+        let request = request.into_inner();
+        let network = parse_id("network", &request.network)?;
+        let takes_part =
+            |state: &State| state.endpoints_of(node).any(|endpoint| endpoint.network == network);
+        if !self.shared.log.read(takes_part) {
+            return Err(Status::not_found("this node has no endpoint on that network"));
+        }
+        let lagging = self.acknowledged(network, request.revision).await;
+        let name = |state: &State, id: &NodeId| state.node(*id).map(|node| node.name.to_string());
+        let lagging =
+            self.shared.log.read(|state| lagging.iter().filter_map(|id| name(state, id)).collect());
+        Ok(Response::new(AwaitAcknowledgedResponse { lagging }))
+    }
+}
+
+impl Attachment {
+    /// Waits until no connected agent of the network lags, and returns those that do after all.
+    async fn acknowledged(&self, network: NetworkId, revision: u64) -> Vec<NodeId> {
+        let dispatcher = &self.shared.dispatcher;
+        let mut progress = dispatcher.progress();
+        let all = async {
+            while !dispatcher.lagging(network, revision).is_empty() {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match timeout(ACKNOWLEDGE_TIMEOUT, all).await {
+            Ok(()) => Vec::new(),
+            Err(_) => dispatcher.lagging(network, revision),
+        }
+    }
+}
+
+/// How long an attachment waits for the other nodes: longer than a healthy node ever takes, short
+/// enough for the operator who waits.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(2);

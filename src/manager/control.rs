@@ -1,0 +1,153 @@
+//! What operators ask of the cluster, by way of a manager's node. The caller's role is that of the
+//! state, at the time of the call.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{Shared, random, status};
+use crate::{
+    api::{
+        Malformed, parse_list, parse_text,
+        proto::{
+            self, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
+            FindNetworkResponse, JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest,
+            ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
+            ListNodesResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+        },
+    },
+    engine::cluster::{Command, CreateNetwork, Ipv6, Outcome, State},
+    types::{Endpoint, Node, Role, Vni},
+};
+
+/// The service.
+pub struct Control {
+    pub(super) shared: Arc<Shared>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl proto::control_server::Control for Control {
+    async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
+        self.manager(&request)?;
+        let nodes = self.shared.log.read(|state| state.nodes().map(Into::into).collect());
+        let leader = self.shared.node.to_bytes().to_vec();
+        Ok(Response::new(ListNodesResponse { nodes, leader }))
+    }
+
+    async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
+        let manager = self.manager(&request)?;
+        match request.into_inner().role().try_into()? {
+            Role::Worker => Ok(Response::new(JoinTokenResponse {
+                token: self.shared.trust.token(Role::Worker).to_string(),
+                manager_addr: manager.advertise_addr.to_string(),
+            })),
+            Role::Manager => Err(Status::failed_precondition(
+                "this cluster takes workers only; use 'overlayctl join-token worker'",
+            )),
+        }
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<CreateNetworkRequest>,
+    ) -> Answer<CreateNetworkResponse> {
+        self.manager(&request)?;
+        let create = Command::CreateNetwork(new_network(request.into_inner())?);
+        let (_, outcome) = self.shared.log.propose(create).await.map_err(status::of_refusal)?;
+        let Outcome::Network(network) = outcome else {
+            return Err(Status::internal("creating a network gave none"));
+        };
+        Ok(Response::new(CreateNetworkResponse { network: Some((&network).into()) }))
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<ListNetworksRequest>,
+    ) -> Answer<ListNetworksResponse> {
+        self.manager(&request)?;
+        let networks = self.shared.log.read(|state| state.networks().map(Into::into).collect());
+        Ok(Response::new(ListNetworksResponse { networks }))
+    }
+
+    async fn find_network(
+        &self,
+        request: Request<FindNetworkRequest>,
+    ) -> Answer<FindNetworkResponse> {
+        self.manager(&request)?;
+        let network = self.shared.network(&request.into_inner().reference)?;
+        Ok(Response::new(FindNetworkResponse { network: Some((&network).into()) }))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<RemoveNetworkRequest>,
+    ) -> Answer<RemoveNetworkResponse> {
+        self.manager(&request)?;
+        let network = self.shared.network(&request.into_inner().reference)?;
+        let removed = self.shared.log.propose(Command::RemoveNetwork(network.id)).await;
+        removed.map_err(status::of_refusal)?;
+        Ok(Response::new(RemoveNetworkResponse { network: Some((&network).into()) }))
+    }
+
+    async fn list_endpoints(
+        &self,
+        request: Request<ListEndpointsRequest>,
+    ) -> Answer<ListEndpointsResponse> {
+        self.manager(&request)?;
+        let network = request.into_inner().network;
+        self.shared.log.read(|state| list_endpoints(state, network.as_deref())).map(Response::new)
+    }
+}
+
+impl Control {
+    /// Returns the calling node if it is a manager.
+    fn manager<T>(&self, request: &Request<T>) -> Result<Node, Status> {
+        let node = self.shared.member(request)?;
+        match node.role {
+            Role::Manager => Ok(node),
+            Role::Worker => Err(Status::permission_denied(format!(
+                "node {} is a worker; run this on the manager at {}",
+                node.name, self.shared.advertise_addr
+            ))),
+        }
+    }
+}
+
+fn new_network(request: CreateNetworkRequest) -> Result<CreateNetwork, Status> {
+    let mtu = |mtu: u32| {
+        let why = format!("{mtu} is too large; at most 65407");
+        mtu.try_into().map_err(|_| Malformed { field: "mtu", why })
+    };
+    let vni = |vni: u32| {
+        let why = format!("{vni} needs more than 24 bits; use 1 to 16777215");
+        Vni::new(vni).ok_or(Malformed { field: "vni", why })
+    };
+    Ok(CreateNetwork {
+        id: random::id().map_err(status::of_failure)?,
+        name: parse_text("name", &request.name)?,
+        subnets: parse_list("subnet", &request.subnets)?,
+        gateways: parse_list("gateway", &request.gateways)?,
+        ipv6: if request.ipv6 { Ipv6::Automatic } else { Ipv6::None },
+        mtu: request.mtu.map(mtu).transpose()?,
+        internal: request.internal,
+        vni: request.vni.map(vni).transpose()?,
+        labels: request.labels,
+    })
+}
+
+fn list_endpoints(state: &State, network: Option<&str>) -> Result<ListEndpointsResponse, Status> {
+    let endpoints: Vec<&Endpoint> = match network {
+        None => state.endpoints().collect(),
+        Some(reference) => {
+            let network = state.find_network(reference).map_err(status::of_refusal)?;
+            state.endpoints_on(network.id).collect()
+        }
+    };
+    Ok(ListEndpointsResponse {
+        endpoints: endpoints.into_iter().map(Into::into).collect(),
+        networks: state.networks().map(Into::into).collect(),
+        nodes: state.nodes().map(Into::into).collect(),
+    })
+}

@@ -1,0 +1,296 @@
+//! What every connected agent still has to be told. Each agent has a session with its scope and a
+//! bounded queue of changes; an agent that is slower than its queue gets a fresh snapshot instead,
+//! so memory never grows with its slowness.
+//!
+//! The log calls [`Dispatcher::handle_events`] under the state's lock, so a session always sees the
+//! state at the revision of its events. Lock order: state, then sessions.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, watch};
+
+use super::trust::Trust;
+use crate::{
+    engine::{
+        cluster::{Event, Scope, State},
+        membership::{Change, Table},
+    },
+    types::{NetworkId, NodeId, Revision},
+};
+
+/// The sessions of all connected agents.
+pub struct Dispatcher {
+    trust: Arc<Trust>,
+    sessions: Mutex<Sessions>,
+    /// Counts acknowledgements and ends of sessions.
+    progress: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    by_node: BTreeMap<NodeId, Session>,
+    /// The connected nodes that take part in a network, by network for as long as it lives.
+    interested: BTreeMap<NetworkId, BTreeSet<NodeId>>,
+    opened: u64,
+}
+
+struct Session {
+    number: u64,
+    scope: Scope,
+    queue: Queue,
+    /// The revision that the agent's table will have with everything sent.
+    sent: Revision,
+    /// The revision of the newest change, sent or not.
+    newest: Revision,
+    acknowledged: Revision,
+    wake: Arc<Notify>,
+}
+
+enum Queue {
+    Changes(Vec<Change>),
+    /// The queue was too long: a snapshot is due.
+    Collapsed,
+}
+
+/// One agent's session, held by whoever serves its stream.
+pub struct SessionHandle {
+    node: NodeId,
+    number: u64,
+    /// Told whenever something is due.
+    pub wake: Arc<Notify>,
+}
+
+/// What is due to an agent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// The changes of `(from, to]`.
+    Delta {
+        /// What the agent's table stands at.
+        from: Revision,
+        /// What it will stand at.
+        to: Revision,
+        /// In order.
+        changes: Vec<Change>,
+    },
+    /// A snapshot.
+    Snapshot,
+    /// The session ended: the node was removed, or has opened another.
+    Ended,
+}
+
+impl Dispatcher {
+    /// Makes a dispatcher without sessions.
+    pub fn new(trust: Arc<Trust>) -> Self {
+        Self { trust, sessions: Mutex::default(), progress: watch::Sender::new(0) }
+    }
+
+    /// Tells the sessions concerned of what a command changed.
+    pub fn handle_events(&self, state: &State, revision: Revision, events: &[Event]) {
+        let mut sessions = self.locked();
+        for event in events {
+            for node in sessions.concerned(state, event) {
+                sessions.handle_event(state, revision, event, node, &self.trust);
+            }
+            match event {
+                Event::NodeRemoved(node) => sessions.end(*node),
+                Event::NetworkRemoved(network) => drop(sessions.interested.remove(network)),
+                Event::NodeChanged(_)
+                | Event::NodeStatusChanged(..)
+                | Event::NetworkChanged(_)
+                | Event::EndpointCreated(_)
+                | Event::EndpointRemoved(_) => {}
+            }
+        }
+        drop(sessions);
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Ends all sessions.
+    pub fn close_all(&self) {
+        let mut sessions = self.locked();
+        let nodes: Vec<NodeId> = sessions.by_node.keys().copied().collect();
+        nodes.into_iter().for_each(|node| sessions.end(node));
+        drop(sessions);
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Opens a node's session, in the place of an older one, and returns its snapshot.
+    pub fn open(&self, state: &State, node: NodeId) -> (SessionHandle, Table) {
+        let (scope, table) = self.snapshot(state, node);
+        let mut sessions = self.locked();
+        sessions.end(node);
+        sessions.opened += 1;
+        let wake = Arc::new(Notify::new());
+        let session = Session {
+            number: sessions.opened,
+            scope,
+            queue: Queue::Changes(Vec::new()),
+            sent: table.revision,
+            newest: table.revision,
+            acknowledged: 0,
+            wake: wake.clone(),
+        };
+        for network in table.networks.keys() {
+            sessions.interested.entry(*network).or_default().insert(node);
+        }
+        let handle = SessionHandle { node, number: session.number, wake };
+        sessions.by_node.insert(node, session);
+        (handle, table)
+    }
+
+    /// Takes what is due to the agent.
+    pub fn take(&self, handle: &SessionHandle) -> Due {
+        let mut sessions = self.locked();
+        let Some(session) = sessions.of(handle) else { return Due::Ended };
+        match &mut session.queue {
+            Queue::Collapsed => Due::Snapshot,
+            Queue::Changes(changes) if changes.is_empty() => Due::Nothing,
+            Queue::Changes(changes) => {
+                let changes = std::mem::take(changes);
+                let (from, to) = (session.sent, session.newest);
+                session.sent = to;
+                Due::Delta { from, to, changes }
+            }
+        }
+    }
+
+    /// Takes a fresh snapshot for the agent, in the place of all that is due.
+    pub fn take_snapshot(&self, state: &State, handle: &SessionHandle) -> Option<Table> {
+        let (scope, table) = self.snapshot(state, handle.node);
+        let mut sessions = self.locked();
+        let session = sessions.of(handle)?;
+        session.scope = scope;
+        session.queue = Queue::Changes(Vec::new());
+        session.sent = table.revision;
+        session.newest = table.revision;
+        Some(table)
+    }
+
+    /// Notes that the agent forwards by the table of a revision.
+    pub fn handle_acknowledged(&self, handle: &SessionHandle, revision: Revision) {
+        if let Some(session) = self.locked().of(handle) {
+            session.acknowledged = session.acknowledged.max(revision);
+        }
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Ends a session; tells whether it was the node's newest.
+    pub fn close(&self, handle: &SessionHandle) -> bool {
+        let mut sessions = self.locked();
+        let newest = sessions.of(handle).is_some();
+        if newest {
+            sessions.end(handle.node);
+        }
+        drop(sessions);
+        self.progress.send_modify(|count| *count += 1);
+        newest
+    }
+
+    /// Lists the connected nodes of a network that do not forward by that revision yet.
+    pub fn lagging(&self, network: NetworkId, revision: Revision) -> Vec<NodeId> {
+        let sessions = self.locked();
+        let nodes = sessions.interested.get(&network).into_iter().flatten();
+        let lags = |node: &&NodeId| {
+            sessions.by_node.get(*node).is_some_and(|session| {
+                // A later revision that changes nothing for a node is never sent to it.
+                session.acknowledged < revision.min(session.newest)
+            })
+        };
+        nodes.filter(lags).copied().collect()
+    }
+
+    /// Changes whenever [`Self::lagging`] may answer otherwise.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    fn snapshot(&self, state: &State, node: NodeId) -> (Scope, Table) {
+        Scope::snapshot(state, node, &|other| self.trust.pair_keys(node, other))
+    }
+
+    /// A panic while the lock is held loses at most that change's sessions, which then resync.
+    fn locked(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sessions {
+    fn of(&mut self, handle: &SessionHandle) -> Option<&mut Session> {
+        self.by_node.get_mut(&handle.node).filter(|session| session.number == handle.number)
+    }
+
+    fn end(&mut self, node: NodeId) {
+        if let Some(session) = self.by_node.remove(&node) {
+            session.wake.notify_one();
+            for network in session.scope.networks() {
+                self.interested.entry(network).or_default().remove(&node);
+            }
+        }
+    }
+
+    /// Lists the connected nodes that an event may concern.
+    fn concerned(&self, state: &State, event: &Event) -> BTreeSet<NodeId> {
+        let on = |network: &NetworkId| self.interested.get(network).into_iter().flatten().copied();
+        match event {
+            Event::EndpointCreated(endpoint) | Event::EndpointRemoved(endpoint) => {
+                on(&endpoint.network).chain([endpoint.node]).collect()
+            }
+            Event::NetworkChanged(network) => on(network).collect(),
+            Event::NodeChanged(node) => {
+                state.endpoints_of(*node).flat_map(|endpoint| on(&endpoint.network)).collect()
+            }
+            Event::NetworkRemoved(_) | Event::NodeRemoved(_) | Event::NodeStatusChanged(..) => {
+                BTreeSet::new()
+            }
+        }
+    }
+
+    fn handle_event(
+        &mut self,
+        state: &State,
+        revision: Revision,
+        event: &Event,
+        node: NodeId,
+        trust: &Trust,
+    ) {
+        let Some(session) = self.by_node.get_mut(&node) else { return };
+        let keys = |other| trust.pair_keys(node, other);
+        let changes = session.scope.handle_event(state, event, &keys);
+        if let Event::EndpointCreated(endpoint) | Event::EndpointRemoved(endpoint) = event {
+            let nodes = self.interested.entry(endpoint.network).or_default();
+            match session.scope.takes_part(endpoint.network) {
+                true => nodes.insert(node),
+                false => nodes.remove(&node),
+            };
+        }
+        if !changes.is_empty() {
+            session.newest = revision;
+            session.queue.push(changes);
+            session.wake.notify_one();
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, changes: Vec<Change>) {
+        match self {
+            Self::Collapsed => {}
+            Self::Changes(queued) if queued.len() + changes.len() > MAX_QUEUED => {
+                *self = Self::Collapsed;
+            }
+            Self::Changes(queued) => queued.extend(changes),
+        }
+    }
+}
+
+/// At about 200 bytes a change a full queue is below one megabyte, and a snapshot of most networks
+/// is smaller than that.
+const MAX_QUEUED: usize = 4096;
+
+#[cfg(test)]
+mod tests;

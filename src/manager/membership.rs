@@ -1,0 +1,152 @@
+//! Joining and leaving. Joining is the one call that needs no certificate: a token's secret stands
+//! for it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::{Shared, random, status, trust::CertificateKey};
+use crate::{
+    api::{
+        JoinToken, Malformed, parse_list, parse_text,
+        proto::{self, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse},
+    },
+    engine::cluster::{Command, NameChoice, Outcome, RegisterNode},
+    types::{Availability, Node, NodeStatus, Role},
+};
+
+/// The service.
+pub struct Membership {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl proto::membership_server::Membership for Membership {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let source = super::caller_of(&request)?.addr.ip();
+        let request = request.into_inner();
+        let role = self.role(&request.token_secret, source)?;
+        let key = proven_key(&request)?;
+        let register = registration(request, role, self.shared.data_port)?;
+        let (_, outcome) = self
+            .shared
+            .log
+            .propose(Command::RegisterNode(register))
+            .await
+            .map_err(status::of_refusal)?;
+        let Outcome::Node(node) = outcome else {
+            return Err(Status::internal("registering gave no node"));
+        };
+        let trust = &self.shared.trust;
+        let certificate = trust.issue(node.id, node.role, key).map_err(status::of_failure)?;
+        info!(node = %node.name, id = %node.id, "node joined");
+        Ok(Response::new(JoinResponse {
+            cluster_id: self.shared.cluster.to_vec(),
+            node: Some((&node).into()),
+            certificate: certificate.to_vec(),
+            root: trust.root().to_vec(),
+            data_port: self.shared.data_port.into(),
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<LeaveRequest>,
+    ) -> Result<Response<LeaveResponse>, Status> {
+        let node = self.shared.member(&request)?;
+        if node.role == Role::Manager {
+            return Err(Status::failed_precondition("the only manager cannot leave; end it"));
+        }
+        let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
+        removed.map_err(status::of_refusal)?;
+        info!(node = %node.name, id = %node.id, "node left");
+        Ok(Response::new(LeaveResponse {}))
+    }
+}
+
+impl Membership {
+    fn role(&self, secret: &str, source: IpAddr) -> Result<Role, Status> {
+        let (admission, now) = (&self.shared.admission, Instant::now());
+        if !admission.may_try(source, now) {
+            return Err(Status::resource_exhausted(
+                "too many wrong tokens came from this address; wait a minute",
+            ));
+        }
+        let secret = JoinToken::parse_secret(secret).ok();
+        match secret.and_then(|secret| self.shared.trust.role_of(&secret)) {
+            Some(Role::Worker) => Ok(Role::Worker),
+            Some(Role::Manager) | None => {
+                admission.note_wrong(source, now);
+                warn!(%source, "a join with a wrong token was refused");
+                Err(Status::permission_denied(
+                    "the token's secret is wrong; take a token from a manager with 'overlayctl join-token worker'",
+                ))
+            }
+        }
+    }
+}
+
+/// Takes the certificate key of a request whose joiner holds it.
+pub(super) fn proven_key(request: &JoinRequest) -> Result<CertificateKey, Status> {
+    let (point, proof) = (request.certificate_key.clone(), &request.certificate_key_proof);
+    CertificateKey::proven(point, &request.public_key, proof)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// Makes the command that registers the sender of a join request.
+pub(super) fn registration(
+    request: JoinRequest,
+    role: Role,
+    data_port: u16,
+) -> Result<RegisterNode, Status> {
+    let advertise_addr: SocketAddr = parse_text("advertise_addr", &request.advertise_addr)?;
+    let data_ip: IpAddr = parse_text("data_ip", &request.data_ip)?;
+    for (addr, field) in [(advertise_addr.ip(), "advertise_addr"), (data_ip, "data_ip")] {
+        if addr.is_unspecified() || addr.is_multicast() {
+            let why = format!("{addr} is not the address of one host");
+            return Err(Malformed { field, why }.into());
+        }
+    }
+    let underlay_mtu = u16::try_from(request.underlay_mtu).unwrap_or(u16::MAX);
+    if underlay_mtu < MIN_UNDERLAY_MTU {
+        let why = format!("{underlay_mtu} is too small; at least {MIN_UNDERLAY_MTU}");
+        return Err(Malformed { field: "underlay_mtu", why }.into());
+    }
+    let public_key = request
+        .public_key
+        .as_slice()
+        .try_into()
+        .map_err(|_| Malformed { field: "public_key", why: "a key has 32 bytes".to_owned() })?;
+    let versions = request
+        .versions
+        .ok_or_else(|| Malformed { field: "versions", why: "missing".to_owned() })?;
+    if request.version.len() > MAX_VERSION_BYTES {
+        return Err(Malformed { field: "version", why: "too long".to_owned() }.into());
+    }
+    let node = Node {
+        id: random::id().map_err(status::of_failure)?,
+        name: parse_text("name", &request.name)?,
+        role,
+        availability: Availability::Active,
+        status: NodeStatus::Down,
+        advertise_addr,
+        data_addr: SocketAddr::new(data_ip, data_port),
+        underlay_mtu,
+        public_key,
+        versions: versions.try_into()?,
+        version: request.version,
+        labels: Default::default(),
+    };
+    let name = if request.name_chosen { NameChoice::Exact } else { NameChoice::Near };
+    let underlays = parse_list("underlays", &request.underlays)?;
+    Ok(RegisterNode { node, name, underlays })
+}
+
+/// What every IPv4 host must take (RFC 791, section 3.1).
+const MIN_UNDERLAY_MTU: u16 = 576;
+const MAX_VERSION_BYTES: usize = 64;

@@ -1,0 +1,393 @@
+//! The control plane in one process, over loopback and without root: a manager, and nodes that join
+//! it, hear of what they must, and of nothing else.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use overlay::{
+    agent::{
+        Identity, StateDir,
+        join::{self, Introduction, Joined},
+        link::LinkTask,
+    },
+    api::{
+        Founding, HEARTBEAT, JoinToken, channel,
+        proto::{
+            AgentMessage, AwaitAcknowledgedRequest, CreateEndpointRequest, CreateEndpointResponse,
+            CreateNetworkRequest, Hello, JoinTokenRequest, LeaveRequest, ListNodesRequest,
+            NodeStatus, Ping, RemoveEndpointRequest, Role, agent_message,
+            attachment_client::AttachmentClient, control_client::ControlClient,
+            dispatch_client::DispatchClient, membership_client::MembershipClient,
+        },
+        tls::{self, Credentials},
+    },
+    engine::membership::Table,
+    manager::Manager,
+    types::{Name, NodeId},
+};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tonic::{Code, Status, transport::Channel};
+
+/// A manager on a free port, and the folders of the nodes' keys.
+struct Cluster {
+    manager: Manager,
+    addr: SocketAddr,
+    first: Joined,
+    token: JoinToken,
+    _folders: tempfile::TempDir,
+}
+
+impl Cluster {
+    async fn found() -> Self {
+        let folders = tempfile::tempdir().unwrap();
+        let identity = identity(&folders, "n1");
+        let (node, certificate_key) = introduction(&identity, "n1").request().unwrap();
+        let founding = Founding {
+            listen_addr: "127.0.0.1:0".parse().unwrap(),
+            address_pool: "10.0.0.0/8".parse().unwrap(),
+            mask_length: 24,
+            data_port: 7790,
+            node,
+            certificate_key,
+        };
+        let (manager, founded) = Manager::found(founding).await.unwrap();
+        let first = Joined {
+            cluster: founded.cluster,
+            node: founded.node,
+            credentials: founded.credentials,
+        };
+        let (addr, token) = (founded.listen_addr, founded.worker_token);
+        Self { manager, addr, first, token, _folders: folders }
+    }
+
+    fn identity(&self, name: &str) -> Identity {
+        identity(&self._folders, name)
+    }
+
+    async fn join_as(&self, name: &str, token: &JoinToken) -> Result<Joined, Status> {
+        let identity = self.identity(name);
+        join::join(self.addr, token, &introduction(&identity, name)).await
+    }
+
+    async fn worker(&self, name: &str) -> Joined {
+        self.join_as(name, &self.token).await.unwrap()
+    }
+
+    async fn channel(&self, credentials: &Credentials) -> Channel {
+        let config = Arc::new(tls::member_config(credentials).unwrap());
+        channel::to_manager(self.addr, config).await.unwrap()
+    }
+
+    async fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel(&self.first.credentials).await)
+    }
+
+    async fn network(&self, name: &str) {
+        let request = CreateNetworkRequest { name: name.into(), ..Default::default() };
+        self.control().await.create_network(request).await.unwrap();
+    }
+
+    async fn endpoint(&self, joined: &Joined, network: &str) -> CreateEndpointResponse {
+        let mut client = AttachmentClient::new(self.channel(&joined.credentials).await);
+        let request = CreateEndpointRequest { network: network.into(), ..Default::default() };
+        client.create_endpoint(request).await.unwrap().into_inner()
+    }
+
+    async fn remove(&self, joined: &Joined, endpoint: &CreateEndpointResponse) {
+        let mut client = AttachmentClient::new(self.channel(&joined.credentials).await);
+        let endpoint = endpoint.endpoint.as_ref().unwrap().id.clone();
+        client.remove_endpoint(RemoveEndpointRequest { endpoint }).await.unwrap();
+    }
+
+    async fn lagging(&self, joined: &Joined, made: &CreateEndpointResponse) -> Vec<String> {
+        let mut client = AttachmentClient::new(self.channel(&joined.credentials).await);
+        let network = made.network.as_ref().unwrap().id.clone();
+        let request = AwaitAcknowledgedRequest { network, revision: made.revision };
+        client.await_acknowledged(request).await.unwrap().into_inner().lagging
+    }
+
+    async fn status_of(&self, node: NodeId) -> NodeStatus {
+        let nodes = self.control().await.list_nodes(ListNodesRequest {}).await.unwrap();
+        let nodes = nodes.into_inner().nodes;
+        nodes.iter().find(|other| other.id == node.to_bytes()).unwrap().status()
+    }
+}
+
+fn identity(folders: &tempfile::TempDir, name: &str) -> Identity {
+    Identity::open(&StateDir::open(&folders.path().join(name)).unwrap()).unwrap()
+}
+
+fn introduction<'a>(identity: &'a Identity, name: &str) -> Introduction<'a> {
+    Introduction {
+        identity,
+        name: name.parse::<Name>().unwrap(),
+        name_chosen: true,
+        advertise_addr: "127.0.0.1:0".parse().unwrap(),
+        data_ip: "127.0.0.1".parse().unwrap(),
+        underlay_mtu: 1500,
+        underlays: Vec::new(),
+    }
+}
+
+/// An agent's link without a data plane.
+struct Agent {
+    task: JoinHandle<()>,
+    table: watch::Receiver<Arc<Table>>,
+}
+
+impl Agent {
+    async fn start(cluster: &Cluster, joined: &Joined) -> Self {
+        let config = Arc::new(tls::member_config(&joined.credentials).unwrap());
+        let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
+        let (channels, mut connected) = watch::channel(None);
+        let publish = move |table| drop(tables.send_replace(table));
+        let link = LinkTask::new(cluster.addr, config, joined.node.id, publish, channels);
+        let task = tokio::spawn(link.run());
+        within(connected.wait_for(Option::is_some)).await.unwrap();
+        Self { task, table }
+    }
+
+    /// Waits until the table is as wanted, and returns it.
+    async fn until(&mut self, wanted: impl Fn(&Table) -> bool) -> Arc<Table> {
+        within(self.table.wait_for(|table| wanted(table))).await.unwrap().clone()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), future).await.expect("it should not take that long")
+}
+
+async fn until_status(cluster: &Cluster, node: NodeId, status: NodeStatus) {
+    within(async {
+        while cluster.status_of(node).await != status {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_good_token_joins_once_a_node() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    assert_eq!(worker.cluster, cluster.first.cluster);
+    assert_eq!(worker.node.name.as_str(), "n2");
+    let agent = Agent::start(&cluster, &worker).await;
+    until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
+    let twice = cluster.join_as("n2", &cluster.token).await.err().unwrap();
+    assert_eq!(
+        twice.message(),
+        "this node is a member already, as node n2; leave it so, or end that daemon first"
+    );
+    drop(agent);
+    until_status(&cluster, worker.node.id, NodeStatus::Down).await;
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_of_another_cluster_is_refused_before_the_secret_is_said() {
+    let (cluster, other) = (Cluster::found().await, Cluster::found().await);
+    let refused = cluster.join_as("n2", &other.token).await.err().unwrap();
+    assert_eq!(
+        refused.message(),
+        format!(
+            "the token is not of the cluster at {}; take a token from that cluster with 'overlayctl join-token worker'",
+            cluster.addr
+        )
+    );
+    cluster.manager.shutdown().await;
+    other.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_refused_and_tries_are_limited() {
+    let cluster = Cluster::found().await;
+    let mut wrong = cluster.token.clone();
+    wrong.secret[0] ^= 1;
+    for _ in 0..10 {
+        let refused = cluster.join_as("n2", &wrong).await.err().unwrap();
+        assert_eq!(
+            refused.message(),
+            "the token's secret is wrong; take a token from a manager with 'overlayctl join-token worker'"
+        );
+    }
+    let limited = cluster.join_as("n2", &cluster.token).await.err().unwrap();
+    assert_eq!(limited.message(), "too many wrong tokens came from this address; wait a minute");
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_taken_name_is_refused() {
+    let cluster = Cluster::found().await;
+    let identity = cluster.identity("another");
+    let joining = join::join(cluster.addr, &cluster.token, &introduction(&identity, "n1")).await;
+    let refused = joining.err().unwrap();
+    assert_eq!(
+        refused.message(),
+        format!("the name n1 is taken by node {}; choose another", cluster.first.node.id)
+    );
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_manager_that_is_not_there_is_named() {
+    let cluster = Cluster::found().await;
+    let (addr, token) = (cluster.addr, cluster.token.clone());
+    let identity = cluster.identity("n2");
+    cluster.manager.shutdown().await;
+    let refused = join::join(addr, &token, &introduction(&identity, "n2")).await.err().unwrap();
+    let wanted = format!("manager {addr} is not reachable: ");
+    assert!(refused.message().starts_with(&wanted), "{}", refused.message());
+    assert!(refused.message().contains("; check the address"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_joining_is_possible() {
+    let cluster = Cluster::found().await;
+    let config = Arc::new(tls::joiner_config(cluster.token.digest).unwrap());
+    let channel = channel::to_manager(cluster.addr, config).await.unwrap();
+    let refused = ControlClient::new(channel.clone()).list_nodes(ListNodesRequest {}).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let refused = AttachmentClient::new(channel.clone())
+        .create_endpoint(CreateEndpointRequest::default())
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let refused = MembershipClient::new(channel).leave(LeaveRequest {}).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_workers_certificate_does_not_change_the_cluster_nor_serve_as_a_manager() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    let mut control = ControlClient::new(cluster.channel(&worker.credentials).await);
+    let request = CreateNetworkRequest { name: "blue".into(), ..Default::default() };
+    let refused = control.create_network(request).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        format!("node n2 is a worker; run this on the manager at {}", cluster.addr)
+    );
+    let refused = control.join_token(JoinTokenRequest { role: Role::Worker.into() }).await;
+    assert_eq!(refused.err().unwrap().code(), Code::PermissionDenied);
+
+    // The worker puts itself on an address where others look for a manager.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let config = Arc::new(tls::server_config(&worker.credentials).unwrap());
+    let acceptor = tokio_rustls::TlsAcceptor::from(config);
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        acceptor.accept(stream).await.err()
+    });
+    let config = Arc::new(tls::member_config(&cluster.first.credentials).unwrap());
+    let refused = channel::to_manager(addr, config).await.unwrap_err().to_string();
+    let wanted = format!("{addr} is not a manager of this cluster: ");
+    assert!(refused.starts_with(&wanted), "{refused}");
+    assert!(within(serving).await.unwrap().is_some(), "the other side goes on");
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_removed_nodes_certificate_is_refused() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    let channel = cluster.channel(&worker.credentials).await;
+    join::leave(channel.clone()).await.unwrap();
+    let sentence =
+        format!("node {} is not a member of this cluster any more; join it anew", worker.node.id);
+    let request = CreateEndpointRequest { network: "blue".into(), ..Default::default() };
+    for channel in [channel, cluster.channel(&worker.credentials).await] {
+        let refused = AttachmentClient::new(channel).create_endpoint(request.clone()).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        assert_eq!(refused.message(), sentence);
+    }
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_and_deltas_tell_each_node_what_it_must_know_and_no_more() {
+    let cluster = Cluster::found().await;
+    let [n2, n3] = [cluster.worker("n2").await, cluster.worker("n3").await];
+    cluster.network("blue").await;
+    cluster.network("red").await;
+    let mut a2 = Agent::start(&cluster, &n2).await;
+    let red = cluster.endpoint(&n3, "red").await;
+
+    // n2 enters blue alone, then n3 does; n3's own link starts late and gets a snapshot.
+    let first = cluster.endpoint(&n2, "blue").await;
+    a2.until(|table| table.endpoints.len() == 1).await;
+    let second = cluster.endpoint(&n3, "blue").await;
+    let t2 = a2.until(|table| table.endpoints.len() == 2).await;
+    let mut a3 = Agent::start(&cluster, &n3).await;
+    let t3 = a3.until(|table| table.endpoints.len() == 3).await;
+
+    let names = |table: &Table| -> Vec<String> {
+        table.networks.values().map(|network| network.name.to_string()).collect()
+    };
+    assert_eq!(names(&t2), ["blue"], "n2 hears nothing of red");
+    assert!(t2.endpoints.values().all(|endpoint| t2.networks.contains_key(&endpoint.network)));
+    assert_eq!(t3.networks.len(), 2);
+    let (peer2, peer3) = (&t3.peers[&n2.node.id], &t2.peers[&n3.node.id]);
+    assert_eq!((t2.peers.len(), t3.peers.len()), (1, 1));
+    assert_eq!(peer3.public_key, *cluster.identity("n3").public());
+    assert!(!peer2.psks.is_empty() && peer2.psks == peer3.psks, "the pair has one key");
+    assert_eq!(cluster.lagging(&n3, &second).await, Vec::<String>::new());
+
+    // A third pair's key is another one.
+    cluster.endpoint(&cluster.first, "blue").await;
+    let t2 = a2.until(|table| table.peers.len() == 2).await;
+    assert!(t2.peers[&cluster.first.node.id].psks != t2.peers[&n3.node.id].psks);
+
+    cluster.remove(&n2, &first).await;
+    let t2 = a2.until(|table| table.networks.is_empty()).await;
+    assert!(t2.peers.is_empty() && t2.endpoints.is_empty(), "leaving takes everything away");
+    cluster.remove(&n3, &red).await;
+    a3.until(|table| table.networks.len() == 1).await;
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_acknowledge_is_named() {
+    let cluster = Cluster::found().await;
+    let [n2, n3] = [cluster.worker("n2").await, cluster.worker("n3").await];
+    cluster.network("blue").await;
+    cluster.endpoint(&n2, "blue").await;
+    // This agent takes the table and never says so.
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    let pings = stream::poll_fn(move |cx| {
+        let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
+        ticks.poll_tick(cx).map(|_| Some(ping))
+    });
+    let mut client = DispatchClient::new(cluster.channel(&n2.credentials).await);
+    let messages = stream::iter([hello]).chain(pings);
+    let stream = client.session(messages).await.unwrap().into_inner();
+    until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
+    let made = cluster.endpoint(&n3, "blue").await;
+    assert_eq!(cluster.lagging(&n3, &made).await, ["n2"]);
+    drop(stream);
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_link_comes_back_by_itself() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    cluster.network("blue").await;
+    let mut first = Agent::start(&cluster, &worker).await;
+    // A second stream of the node takes the first one's place, which then comes back.
+    let second = Agent::start(&cluster, &worker).await;
+    drop(second);
+    cluster.endpoint(&worker, "blue").await;
+    first.until(|table| table.endpoints.len() == 1).await;
+    until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
+    cluster.manager.shutdown().await;
+}
