@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     device::{self, DeviceSpec},
     session_thread::SessionThread,
-    shared::{MAX_EVENTS, Port, SessionEvent, Shared, Snapshot},
+    shared::{MAX_EVENTS, MAX_STRANGERS, Port, SessionEvent, Shared, Snapshot},
     worker::{Lane, Worker},
 };
 use crate::{
@@ -125,9 +125,10 @@ impl Dataplane {
         let start_count = count_start(&config.state_dir)?;
         let lanes = (workers * LANES_PER_WORKER).min(usize::from(MAX_LANES)) as u8;
         let (events, session_events) = std_mpsc::sync_channel(MAX_EVENTS);
+        let (strangers, from_strangers) = std_mpsc::sync_channel(MAX_STRANGERS);
         let directory = Arc::new(Directory::new());
-        let shared =
-            Shared::new(workers, directory.clone(), events).context("start the workers")?;
+        let shared = Shared::new(workers, directory.clone(), events, strangers)
+            .context("start the workers")?;
         let shared = Arc::new(shared);
         let settings = Settings {
             node: config.node,
@@ -167,7 +168,7 @@ impl Dataplane {
                     .context("prepare a worker")?;
             dataplane.spawn(&format!("overlay-w{index}"), move || worker.run())?;
         }
-        let thread = SessionThread::new(sessions, control, shared, session_events);
+        let thread = SessionThread::new(sessions, control, shared, session_events, from_strangers);
         dataplane.spawn("overlay-session", move || thread.run())?;
         Ok(dataplane)
     }

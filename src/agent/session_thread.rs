@@ -1,16 +1,18 @@
 //! The session thread: drives [`Sessions`] with what workers and the table tell, sends its
 //! datagrams from the data port, and wakes workers when a peer has a new key. It sleeps until the
-//! next deadline.
+//! next deadline. Datagrams from strangers come last.
 
 use std::sync::{
     Arc,
+    atomic::Ordering::SeqCst,
     mpsc::{Receiver, RecvTimeoutError},
 };
 
-use super::shared::{SessionEvent, Shared};
+use super::shared::{SessionEvent, Shared, Stranger};
 use crate::{
     engine::session::{Output, Sessions},
     io::{clock, udp::DataSocket},
+    types::DropReason,
 };
 
 /// The thread's state.
@@ -19,6 +21,15 @@ pub(super) struct SessionThread {
     socket: DataSocket,
     shared: Arc<Shared>,
     events: Receiver<SessionEvent>,
+    strangers: Receiver<Stranger>,
+}
+
+/// What there is to do next.
+enum Next {
+    Event(SessionEvent),
+    Stranger(Stranger),
+    Deadline,
+    End,
 }
 
 impl SessionThread {
@@ -27,34 +38,66 @@ impl SessionThread {
         socket: DataSocket,
         shared: Arc<Shared>,
         events: Receiver<SessionEvent>,
+        strangers: Receiver<Stranger>,
     ) -> Self {
-        Self { sessions, socket, shared, events }
+        Self { sessions, socket, shared, events, strangers }
     }
 
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) {
         loop {
-            let event = match self.sessions.poll_timeout() {
-                Some(at) => self.events.recv_timeout(at.since(clock::now())),
-                None => self.events.recv().map_err(RecvTimeoutError::from),
-            };
-            match event {
-                Ok(SessionEvent::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(event) => self.handle(event),
-                Err(RecvTimeoutError::Timeout) => {}
+            match self.next() {
+                Next::Event(SessionEvent::Stop) | Next::End => return,
+                Next::Event(event) => self.handle(event),
+                Next::Stranger(Stranger { bytes, from }) => {
+                    let result = self.sessions.handle_datagram(&bytes, from, clock::now());
+                    self.count(result);
+                }
+                Next::Deadline => {}
             }
             self.sessions.handle_timeout(clock::now());
             self.drain();
         }
     }
 
+    /// Takes the next event, else the next stranger's datagram, else waits.
+    fn next(&self) -> Next {
+        if let Ok(event) = self.events.try_recv() {
+            return Next::Event(event);
+        }
+        // A worker puts a datagram into the queue before it looks at the flag; so whatever comes
+        // after the second look below finds the flag down, and tells.
+        if let Ok(stranger) = self.strangers.try_recv() {
+            return Next::Stranger(stranger);
+        }
+        self.shared.strangers_told.store(false, SeqCst);
+        if let Ok(stranger) = self.strangers.try_recv() {
+            return Next::Stranger(stranger);
+        }
+        let event = match self.sessions.poll_timeout() {
+            Some(at) => self.events.recv_timeout(at.since(clock::now())),
+            None => self.events.recv().map_err(RecvTimeoutError::from),
+        };
+        match event {
+            Ok(event) => Next::Event(event),
+            Err(RecvTimeoutError::Timeout) => Next::Deadline,
+            Err(RecvTimeoutError::Disconnected) => Next::End,
+        }
+    }
+
+    fn count(&self, result: Result<(), DropReason>) {
+        if let Err(reason) = result {
+            self.shared.drops[self.shared.workers()].count(reason, 1);
+        }
+    }
+
     fn handle(&mut self, event: SessionEvent) {
         let now = clock::now();
         match event {
-            SessionEvent::Datagram { bytes, from } => {
-                if let Err(reason) = self.sessions.handle_datagram(&bytes, from, now) {
-                    self.shared.drops[self.shared.workers()].count(reason, 1);
-                }
+            SessionEvent::Datagram { bytes, from, link } => {
+                link.free_handshake_place();
+                let result = self.sessions.handle_datagram(&bytes, from, now);
+                self.count(result);
             }
             SessionEvent::Demand(peer) => self.sessions.handle_demand(peer, now),
             SessionEvent::Active(peer) => self.sessions.handle_activity(peer, now),
@@ -66,7 +109,7 @@ impl SessionThread {
             }
             SessionEvent::UnknownSession(from) => self.sessions.handle_unknown_session(from, now),
             SessionEvent::Peers(peers) => self.sessions.handle_table(peers, now),
-            SessionEvent::Stop => {}
+            SessionEvent::Strangers | SessionEvent::Stop => {}
         }
     }
 

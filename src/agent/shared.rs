@@ -35,6 +35,9 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) directory: Arc<Directory>,
     pub(super) events: SyncSender<SessionEvent>,
+    pub(super) strangers: SyncSender<Stranger>,
+    /// Whether the session thread will look at what strangers sent without being told again.
+    pub(super) strangers_told: AtomicBool,
     pub(super) stop: AtomicBool,
     wakers: Vec<Waker>,
     /// The generation of the snapshot that each worker uses.
@@ -80,8 +83,10 @@ pub(super) struct DropCounters([AtomicU64; DropReason::COUNT]);
 
 /// What the session thread is told.
 pub(super) enum SessionEvent {
-    /// A datagram that is not data.
-    Datagram { bytes: Vec<u8>, from: SocketAddr },
+    /// A datagram that is not data from the address of a peer, which holds one of its places.
+    Datagram { bytes: Vec<u8>, from: SocketAddr, link: Arc<Link> },
+    /// Strangers have sent something.
+    Strangers,
     /// A packet waits for a session with a peer.
     Demand(NodeId),
     /// There is traffic with a peer that was not watched.
@@ -98,20 +103,32 @@ pub(super) enum SessionEvent {
     Stop,
 }
 
+/// A datagram that is not data from an address that is no peer's. These wait in a queue of their
+/// own and are looked at when there is nothing else, so that a flood keeps no peer out.
+pub(super) struct Stranger {
+    pub(super) bytes: Vec<u8>,
+    pub(super) from: SocketAddr,
+}
+
 /// How many events may wait for the session thread: more than one wake-up of every worker brings,
 /// at most 300 KiB. What does not fit is dropped and counted, or told again by the next packet.
 pub(super) const MAX_EVENTS: usize = 1024;
+/// How many datagrams of strangers may wait: 10 ms of work, at most 300 KiB.
+pub(super) const MAX_STRANGERS: usize = 1024;
 
 impl Shared {
     pub(super) fn new(
         workers: usize,
         directory: Arc<Directory>,
         events: SyncSender<SessionEvent>,
+        strangers: SyncSender<Stranger>,
     ) -> io::Result<Self> {
         Ok(Self {
             snapshot: ArcSwap::default(),
             directory,
             events,
+            strangers,
+            strangers_told: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             adopted: (0..workers).map(|_| watch::Sender::new(0)).collect(),
             wakers: (0..workers).map(|_| Waker::new()).collect::<io::Result<_>>()?,

@@ -8,3 +8,6 @@ pub mod handshake;
 pub mod icmp;
 pub mod inner;
 pub mod vnet;
+
+#[cfg(test)]
+pub(crate) mod tests;

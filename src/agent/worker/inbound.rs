@@ -10,16 +10,22 @@
 //! Runs reach across trains: where the underlay's device does not join datagrams, each train is one
 //! datagram, and writing those one by one would cost ten times the rest.
 //!
-//! Everything that is no data goes to the session thread through its bounded queue.
+//! Everything that is no data goes to the session thread through its bounded queues.
 
-use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc, time::Duration};
+use std::{
+    io::IoSlice,
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use super::{
     Worker,
     deliver::{MAX_PARTS, deliver_single, takes_partial, takes_super, write_parts},
 };
 use crate::{
-    agent::shared::{Port, SessionEvent, Snapshot},
+    agent::shared::{Port, SessionEvent, Snapshot, Stranger},
     engine::{
         datapath::{
             PeerRoute,
@@ -35,6 +41,7 @@ use crate::{
             Checksum, DataHeader, HEADER_LEN, Kind, KindError, NextProtocol, PREFIX_LEN, Prefix,
             TAG_LEN,
         },
+        handshake::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN},
         inner::Inner,
     },
 };
@@ -160,9 +167,12 @@ impl Worker {
         let datagram = &mut self.inbound.bytes[range.clone()];
         match Kind::of(datagram) {
             Ok(Kind::Data) => {}
-            Ok(Kind::Initiation | Kind::Response | Kind::CookieReply) => {
-                self.pass_handshake(range, from);
-                return None;
+            Ok(Kind::Initiation) => {
+                return self.pass_handshake(snapshot, range, INITIATION_LEN, from);
+            }
+            Ok(Kind::Response) => return self.pass_handshake(snapshot, range, RESPONSE_LEN, from),
+            Ok(Kind::CookieReply) => {
+                return self.pass_handshake(snapshot, range, COOKIE_REPLY_LEN, from);
             }
             Err(KindError::Version) => {
                 self.drop_packets(DropReason::VersionUnknown, 1);
@@ -304,11 +314,49 @@ impl Worker {
         runs[slot] = None;
     }
 
-    fn pass_handshake(&self, range: Range<usize>, from: SocketAddr) {
+    /// Passes a datagram on that is not data: those from the address of a peer, up to a few each,
+    /// before those of strangers. Its length is looked at first, which bounds what waits.
+    fn pass_handshake<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        range: Range<usize>,
+        right_len: usize,
+        from: SocketAddr,
+    ) -> Option<Packet<'a>> {
+        if range.len() != right_len {
+            self.drop_packets(DropReason::Malformed, 1);
+            return None;
+        }
         let bytes = self.inbound.bytes[range].to_vec();
-        if self.shared.events.try_send(SessionEvent::Datagram { bytes, from }).is_err() {
+        let known = snapshot.tables.find_address(from).map(|route| &route.link);
+        let passed = match known.filter(|link| link.take_handshake_place()) {
+            Some(link) => {
+                let event = SessionEvent::Datagram { bytes, from, link: link.clone() };
+                let passed = self.shared.events.try_send(event).is_ok();
+                if !passed {
+                    link.free_handshake_place();
+                }
+                passed
+            }
+            None => self.pass_stranger(Stranger { bytes, from }),
+        };
+        if !passed {
             self.drop_packets(DropReason::HandshakeOverload, 1);
         }
+        None
+    }
+
+    fn pass_stranger(&self, stranger: Stranger) -> bool {
+        let passed = self.shared.strangers.try_send(stranger).is_ok();
+        let told = &self.shared.strangers_told;
+        // Where events fill their queue the session thread is awake, and looks by itself.
+        if passed
+            && !told.swap(true, SeqCst)
+            && self.shared.events.try_send(SessionEvent::Strangers).is_err()
+        {
+            told.store(false, SeqCst);
+        }
+        passed
     }
 
     /// Counts, and tells the session thread now and then: a peer that lost its keys says so only

@@ -75,6 +75,7 @@ pub struct Tables {
     by_vni: HashMap<Vni, usize>,
     peers: Vec<PeerRoute>,
     peer_numbers: HashMap<NodeId, usize>,
+    by_address: HashMap<SocketAddr, usize>,
     ports: HashMap<PortId, LocalPort>,
 }
 
@@ -117,6 +118,7 @@ impl Tables {
         for peer in table.peers.values() {
             let Some(link) = links.get(&peer.id) else { continue };
             tables.peer_numbers.insert(peer.id, tables.peers.len());
+            tables.by_address.insert(peer.data_addr, tables.peers.len());
             tables.peers.push(PeerRoute {
                 id: peer.id,
                 link: link.clone(),
@@ -168,6 +170,11 @@ impl Tables {
     /// Finds a peer.
     pub fn find_peer(&self, id: NodeId) -> Option<&PeerRoute> {
         self.peer_numbers.get(&id).map(|number| &self.peers[*number])
+    }
+
+    /// Finds the peer whose datagrams come from an address, as the table has it.
+    pub fn find_address(&self, address: SocketAddr) -> Option<&PeerRoute> {
+        self.by_address.get(&address).map(|number| &self.peers[*number])
     }
 
     /// Decides on a packet that the container behind `port` sent.

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -24,6 +24,7 @@ pub struct Link {
     last_rx: AtomicU64,
     demanded: AtomicBool,
     active: AtomicBool,
+    handshakes_waiting: AtomicU32,
     status: Mutex<LinkStatus>,
     workers: Box<[LinkCounters]>,
 }
@@ -86,6 +87,7 @@ impl Link {
             last_rx: AtomicU64::new(0),
             demanded: AtomicBool::new(false),
             active: AtomicBool::new(false),
+            handshakes_waiting: AtomicU32::new(0),
             status: Mutex::new(LinkStatus {
                 state: PeerState::Idle,
                 reason: None,
@@ -153,6 +155,19 @@ impl Link {
     /// Notes whether the session thread watches the peer.
     pub fn set_active(&self, active: bool) {
         self.active.store(active, Relaxed);
+    }
+
+    /// Takes one of the few places that datagrams from this peer's address have in the session
+    /// thread's queue; says whether there was one. Whoever forges the address can so crowd out this
+    /// peer at most.
+    pub fn take_handshake_place(&self) -> bool {
+        let take = |waiting| (waiting < MAX_HANDSHAKES_WAITING).then_some(waiting + 1);
+        self.handshakes_waiting.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+
+    /// Gives such a place back.
+    pub fn free_handshake_place(&self) {
+        self.handshakes_waiting.fetch_sub(1, Relaxed);
     }
 
     pub(super) fn last_tx(&self) -> Option<Moment> {
@@ -250,6 +265,9 @@ impl Default for Directory {
         Self::new()
     }
 }
+
+/// An honest peer has at most two datagrams on their way: its initiation, and an answer to ours.
+const MAX_HANDSHAKES_WAITING: u32 = 4;
 
 const fn slot(index: u32) -> usize {
     (index & 0xffff) as usize

@@ -166,6 +166,7 @@ fn nothing_goes_around_the_tree() {
         "#[path = \"../x.rs\"] mod x;",
         &["`#[path]` hides where a module lies"],
     );
+    check("tests/x/main.rs", "#[path = \"../x.rs\"] mod x;", &[]);
     check("src/io/mod.rs", "include!(\"x.rs\");", &["`include!` hides code from this check"]);
     check("src/api/mod.rs", "include!(concat!(env!(\"OUT_DIR\"), \"/x.rs\"));", &[]);
 }

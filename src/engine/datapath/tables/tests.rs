@@ -181,3 +181,16 @@ fn a_packet_is_taken_only_from_the_node_that_has_its_source() {
     assert_eq!(take(2, 100, "10.0.0.4", "10.0.0.6"), Err(DropReason::NoEndpoint));
     assert_eq!(take(2, 100, "10.0.0.4", "10.0.0.4"), Err(DropReason::NoEndpoint));
 }
+
+#[test]
+fn a_peer_is_found_by_its_address_and_has_few_places() {
+    let tables = tables();
+    let find = |text: &str| tables.find_address(text.parse().unwrap());
+    assert!(find("192.0.2.2:7791").is_none() && find("192.0.2.9:7790").is_none());
+    let link = &find("192.0.2.2:7790").unwrap().link;
+    assert_eq!(link.peer(), NodeId::from_u128(2));
+    let taken = (0..100).filter(|_| link.take_handshake_place()).count();
+    assert_eq!(taken, 4);
+    link.free_handshake_place();
+    assert!(link.take_handshake_place() && !link.take_handshake_place());
+}

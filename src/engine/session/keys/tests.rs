@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     types::Vni,
-    wire::envelope::{Checksum, NextProtocol},
+    wire::{
+        envelope::{Checksum, NextProtocol},
+        tests::golden,
+    },
 };
 
 const START: Moment = Moment::from_nanos(0);
@@ -98,4 +101,18 @@ fn the_two_ciphers_have_different_keys_and_the_room_must_fit() {
     assert_eq!(open(&receive, &sealed(&send, 0, b"x")), Err(OpenError::NotAuthentic));
     assert_eq!(send.seal(0, 0, &[0; 8], &mut [0; 8 + 31]), Err(SealError::Room));
     assert_eq!(send.seal(0, 0, &[0; 8], &mut [0; 10]), Err(SealError::Room));
+}
+
+#[test]
+fn the_golden_datagram_is_sealed_and_opened() {
+    let (datagram, plain) = (golden("data"), golden("data-opened"));
+    let split: [u8; 32] = std::array::from_fn(|place| place as u8);
+    let (index, lane, counter) = (0x0102_0304, 3, 0x0506_0708_090a_0b0c);
+    let send = SendKey::new(Cipher::ChaCha20Poly1305, &split, index, START).unwrap();
+    let mut out = vec![0; datagram.len()];
+    send.seal(lane, counter, &plain, &mut out).unwrap();
+    assert_eq!(out, datagram);
+    let peer = NodeId::from_u128(1);
+    let receive = ReceiveKey::new(Cipher::ChaCha20Poly1305, &split, peer, index, 4, START).unwrap();
+    assert_eq!(open(&receive, &datagram), Ok(plain[PREFIX_LEN..].to_vec()));
 }

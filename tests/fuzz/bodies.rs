@@ -1,0 +1,101 @@
+//! What each fuzz target does with its input. The targets of cargo-fuzz and the replay of the
+//! corpus in `tests/attack` both run these.
+
+use overlay::{
+    engine::datapath::{
+        coalesce::Run,
+        mss,
+        offload::{self, Segmentation},
+        segment::{MAX_HEADER, Segments},
+    },
+    wire::{
+        checksum,
+        control::{self, Control},
+        envelope::{Checksum, DataHeader, HEADER_LEN, Kind, PREFIX_LEN, Prefix},
+        handshake::{CookieReply, Initiation, Payload, Response},
+        icmp::{self, IcmpError},
+        inner::Inner,
+        vnet::VnetHeader,
+    },
+};
+
+/// Control messages: what is accepted is written back the same.
+pub fn control(data: &[u8]) {
+    if let Ok(message) = Control::parse(data) {
+        let mut out = [0; control::MAX_LEN];
+        let len = message.emit(&mut out);
+        assert_eq!(out[..len], *data);
+    }
+}
+
+/// The clear header and the sealed prefix: what is accepted is written back the same.
+pub fn envelope(data: &[u8]) {
+    let kind = Kind::of(data);
+    if let Ok(kind) = kind {
+        assert_eq!(kind.first_byte(), data[0]);
+    }
+    if let Ok(header) = DataHeader::parse(data) {
+        assert_eq!(kind, Ok(Kind::Data));
+        assert_eq!(header.emit(), data[..HEADER_LEN]);
+        assert_eq!(header.nonce()[4..], data[8..HEADER_LEN]);
+    }
+    if let Some(bytes) = data.first_chunk::<PREFIX_LEN>()
+        && let Ok(prefix) = Prefix::parse(*bytes)
+    {
+        assert_eq!(prefix.emit(), *bytes);
+    }
+}
+
+/// The three datagrams of a handshake and its payload: what is accepted is written back the same.
+pub fn handshake(data: &[u8]) {
+    if let Ok(message) = Initiation::parse(data) {
+        assert_eq!(message.emit(), data);
+    }
+    if let Ok(message) = Response::parse(data) {
+        assert_eq!(message.emit(), data);
+    }
+    if let Ok(message) = CookieReply::parse(data) {
+        assert_eq!(message.emit(), data);
+    }
+    if let Ok(payload) = Payload::parse(data) {
+        assert_eq!(Payload::parse(&payload.emit()), Ok(payload));
+    }
+}
+
+/// The inner packet's parser, and everything that trusts what it says. The first ten bytes are a
+/// `virtio_net_hdr`.
+pub fn inner(data: &[u8]) {
+    let Some((header, bytes)) = data.split_first_chunk() else { return };
+    let mut packet = bytes.to_vec();
+    let Ok(inner) = Inner::parse(&packet) else { return };
+    let _ = (inner.flow_hash(), inner.checksum_offset());
+    let mut out = vec![0; 70_000];
+    icmp::echo_reply(&packet, &inner, &mut out);
+    icmp::error(IcmpError::TooBig { mtu: 1280 }, inner.destination, &packet, &inner, &mut out);
+    mss::clamp(&mut packet.clone(), &inner, Checksum::Complete, 1280);
+    checksum::complete(&mut packet.clone(), &inner);
+    let vnet = VnetHeader::parse(header);
+    if let Ok((sum, how)) = offload::interpret(&vnet, &mut packet, &inner) {
+        cut_and_join(&mut packet, &inner, sum, how);
+    }
+}
+
+/// Every cut packet is one that the parser takes, and joining takes what it may.
+fn cut_and_join(packet: &mut [u8], inner: &Inner, sum: Checksum, how: Segmentation) {
+    let mut template = [0; MAX_HEADER];
+    let Some(mut segments) = Segments::new(&mut template, packet, inner, how) else { return };
+    let mut run: Option<(Run, Vec<u8>)> = None;
+    while let Some(range) = segments.next(packet) {
+        let one = packet[range].to_vec();
+        let parsed = Inner::parse(&one).expect("a cut packet is a packet");
+        match &mut run {
+            Some((run, first)) => {
+                run.append(first, &one, &parsed, sum);
+            }
+            None => run = Some((Run::start(&one, &parsed, sum), one)),
+        }
+    }
+    if let Some((run, mut first)) = run {
+        run.finish(&mut first);
+    }
+}
