@@ -24,7 +24,7 @@ use std::{
 };
 
 use overlay::{
-    agent::dataplane::{Config, Dataplane, Target},
+    agent::dataplane::{Config, Dataplane, DefaultRoute, Target},
     engine::{membership::Table, session::public_key},
     io::netns::Namespace,
     types::{
@@ -242,7 +242,7 @@ impl Lab {
                 dataplane.publish(table.clone());
                 let network = table.networks.values().next().expect("a network");
                 let own = table.endpoints.values().find(|e| e.node == table.node).expect("own");
-                dataplane.attach(network, own, &target, None, false).await?;
+                dataplane.attach(network, own, &target, None, DefaultRoute::Leave).await?;
                 Ok(dataplane)
             };
             self.namespace(place).run(work).expect("a data plane")

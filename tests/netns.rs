@@ -169,3 +169,8 @@ fn a_bad_network_or_attachment_is_refused() {
 fn a_second_daemon_is_refused() {
     run("second-daemon.sh", &[]);
 }
+
+#[test]
+fn the_way_out_is_the_first_network_that_has_one() {
+    run("default-route.sh", &[]);
+}

@@ -71,6 +71,17 @@ pub enum Target {
     Pid(u32),
 }
 
+/// Whether an attachment becomes the container's way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultRoute {
+    /// It does not.
+    Leave,
+    /// It does where the container has none.
+    IfFree,
+    /// It does, and what was there goes.
+    Replace,
+}
+
 /// What an attachment gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
@@ -232,7 +243,7 @@ impl Dataplane {
         endpoint: &Endpoint,
         target: &Target,
         interface: Option<&str>,
-        default_route: bool,
+        default_route: DefaultRoute,
     ) -> anyhow::Result<Attached> {
         let mtu = network.mtu.unwrap_or_else(|| inner_mtu(self.underlay_mtu, self.data_addr));
         let spec = DeviceSpec {

@@ -7,6 +7,7 @@ use std::io;
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 
+use super::dataplane::DefaultRoute;
 use crate::{
     io::{
         netlink::{self, Netlink},
@@ -26,8 +27,8 @@ pub(super) struct DeviceSpec {
     pub(super) alias: String,
     /// Its addresses.
     pub(super) addresses: Vec<IpNet>,
-    /// Whether it takes default routes where there are none.
-    pub(super) default_route: bool,
+    /// Whether it becomes the way out.
+    pub(super) default_route: DefaultRoute,
     /// Which offloads it has.
     pub(super) offloads: Offloads,
 }
@@ -79,11 +80,14 @@ async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<String> {
         netlink.add_address(index, *address).await?;
     }
     netlink.up(index).await?;
-    if spec.default_route {
-        for ipv6 in [false, true] {
-            if spec.addresses.iter().any(|address| address.addr().is_ipv6() == ipv6) {
-                netlink.add_default_route(index, ipv6).await?;
-            }
+    for ipv6 in [false, true] {
+        if !spec.addresses.iter().any(|address| address.addr().is_ipv6() == ipv6) {
+            continue;
+        }
+        match spec.default_route {
+            DefaultRoute::Leave => {}
+            DefaultRoute::IfFree => netlink.add_default_route(index, ipv6).await?,
+            DefaultRoute::Replace => netlink.replace_default_route(index, ipv6).await?,
         }
     }
     Ok(name)

@@ -21,7 +21,7 @@ use tonic::{Code, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
 use super::{
-    dataplane::{Attached, Dataplane, Target},
+    dataplane::{Attached, Dataplane, DefaultRoute, Target},
     join::Joined,
     link::LinkTask,
     namespace::{self, NamespaceId},
@@ -66,7 +66,6 @@ struct Attachment {
     network: Network,
     attached: Attached,
     namespace: NamespaceId,
-    default_route: bool,
 }
 
 impl Attachment {
@@ -254,15 +253,18 @@ impl Member {
         if let Some(twice) = here.iter().find(|other| other.network.id == network.id) {
             return Err(twice.refusal());
         }
-        let first_way_out = !network.internal && !here.iter().any(|other| other.default_route);
-        let default_route = request.default_route || first_way_out;
+        let default_route = match (request.default_route, network.internal) {
+            (true, _) => DefaultRoute::Replace,
+            (false, false) => DefaultRoute::IfFree,
+            (false, true) => DefaultRoute::Leave,
+        };
         let interface = request.interface.as_deref();
         let attached =
             self.dataplane.attach(network, endpoint, target, interface, default_route).await;
         let attached =
             attached.map_err(|error| Status::failed_precondition(format!("{error:#}")))?;
         let (endpoint, network) = (endpoint.clone(), network.clone());
-        Ok(Attachment { endpoint, network, attached, namespace, default_route })
+        Ok(Attachment { endpoint, network, attached, namespace })
     }
 
     /// Detaches an endpoint of this node, by name, id or the start of an id.

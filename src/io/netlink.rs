@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressScope},
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
-    route::{RouteAttribute, RouteScope},
+    route::{RouteAttribute, RouteMessage, RouteScope},
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -166,43 +166,54 @@ impl Netlink {
         add.execute().await.with_context(|| format!("add address {address}"))
     }
 
-    /// Adds a default route of a family through a device, unless there is one already; says
-    /// whether it was added.
-    pub async fn add_default_route(&self, index: u32, ipv6: bool) -> anyhow::Result<bool> {
-        if self.has_default_route(ipv6).await? {
-            return Ok(false);
+    /// Adds a default route of a family through a device, unless there is one already.
+    pub async fn add_default_route(&self, index: u32, ipv6: bool) -> anyhow::Result<()> {
+        if self.default_routes(ipv6).await?.is_empty() {
+            self.route_out(index, ipv6).await?;
         }
-        let add = || self.handle.route();
-        let result = if ipv6 {
-            let route = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).build();
-            add().add(route).execute().await
-        } else {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .output_interface(index)
-                .scope(RouteScope::Link)
-                .build();
-            add().add(route).execute().await
-        };
-        result.context("add the default route")?;
-        Ok(true)
+        Ok(())
     }
 
-    async fn has_default_route(&self, ipv6: bool) -> anyhow::Result<bool> {
+    /// Makes a device the only way out of a family.
+    pub async fn replace_default_route(&self, index: u32, ipv6: bool) -> anyhow::Result<()> {
+        for route in self.default_routes(ipv6).await? {
+            let deleted = self.handle.route().del(route).execute().await;
+            deleted.context("take away the default route that is there")?;
+        }
+        self.route_out(index, ipv6).await
+    }
+
+    async fn route_out(&self, index: u32, ipv6: bool) -> anyhow::Result<()> {
+        let route = if ipv6 {
+            RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).build()
+        } else {
+            RouteMessageBuilder::<Ipv4Addr>::new()
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .build()
+        };
+        let added = self.handle.route().add(route).execute().await;
+        added.context("add the default route")
+    }
+
+    /// Lists the default routes of a family in the main table.
+    async fn default_routes(&self, ipv6: bool) -> anyhow::Result<Vec<RouteMessage>> {
         let filter = if ipv6 {
             RouteMessageBuilder::<Ipv6Addr>::new().build()
         } else {
             RouteMessageBuilder::<Ipv4Addr>::new().build()
         };
-        let routes: Vec<_> =
+        let mut routes: Vec<RouteMessage> =
             self.handle.route().get(filter).execute().try_collect().await.context("list routes")?;
-        Ok(routes.iter().any(|route| {
-            let gateway = |a: &RouteAttribute| {
+        routes.retain(|route| {
+            let way = |a: &RouteAttribute| {
                 matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Oif(_))
             };
-            let main = u32::from(route.header.table) == MAIN_TABLE;
-            main && route.header.destination_prefix_length == 0
-                && route.attributes.iter().any(gateway)
-        }))
+            u32::from(route.header.table) == MAIN_TABLE
+                && route.header.destination_prefix_length == 0
+                && route.attributes.iter().any(way)
+        });
+        Ok(routes)
     }
 }
 

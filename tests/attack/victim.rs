@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use overlay::{
-    agent::dataplane::{Config, Dataplane, Target},
+    agent::dataplane::{Config, Dataplane, DefaultRoute, Target},
     engine::{membership::Table, session::public_key},
     types::{
         DropCounts, DropReason, Encap, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads,
@@ -109,7 +109,7 @@ impl Victim {
             let dataplane = start(&table)?;
             let network = &table.networks[&NetworkId::from_u128(u128::from(BLUE))];
             let endpoint = &table.endpoints[&EndpointId::from_u128(1)];
-            dataplane.attach(network, endpoint, &target, None, false).await?;
+            dataplane.attach(network, endpoint, &target, None, DefaultRoute::Leave).await?;
             Ok(dataplane)
         });
         Self { dataplane }
