@@ -17,3 +17,8 @@ for family in 4 6; do
     transfer c2 c1 "$a" 5000000
     say "$a and $b reach each other by ping and TCP"
 done
+
+# The kernel gives the interface no address of its own, so nothing but containers' packets is sent.
+assert_eq "$(ip_in c1 -6 -o addr show dev eth0 scope link)" "" "link-local addresses"
+dropped() { oc 1 stats --json | json 'sum(d["drops"].values())'; }
+assert_eq "$(dropped)" 0 "drops"

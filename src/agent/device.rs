@@ -73,6 +73,7 @@ async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<String> {
         None => netlink::free_name(&links)?,
     };
     netlink.rename(index, &name).await?;
+    netlink.no_automatic_addresses(index).await;
     if let Some(loopback) = links.values().find(|link| link.loopback && !link.up) {
         netlink.up(loopback.index).await?;
     }

@@ -113,8 +113,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Prepares a new device before it is moved: MTU, no automatic addresses, the size of
-    /// super-packets, the alias.
+    /// Prepares a new device before it is moved: MTU, the size of super-packets, the alias.
     pub async fn prepare(
         &self,
         index: u32,
@@ -122,8 +121,6 @@ impl Netlink {
         gso_max_bytes: u32,
         alias: &str,
     ) -> anyhow::Result<()> {
-        let no_addresses =
-            AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let message = LinkUnspec::new_with_index(index)
             .mtu(u32::from(mtu))
             .alias(alias)
@@ -131,13 +128,18 @@ impl Netlink {
             .append_extra_attribute(LinkAttribute::GsoMaxSize(gso_max_bytes))
             .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(gso_max_bytes))
             .build();
-        self.handle.link().set(message).execute().await.context("prepare the interface")?;
+        self.handle.link().set(message).execute().await.context("prepare the interface")
+    }
+
+    /// Stops the kernel from giving a device addresses of its own. Only the namespace that the
+    /// device stays in counts: a move makes its IPv6 side anew.
+    pub async fn no_automatic_addresses(&self, index: u32) {
+        let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let message = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_addresses]))
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![none]))
             .build();
-        // A kernel without IPv6 has nothing to turn off.
+        // A namespace without IPv6 has nothing to turn off.
         let _ = self.handle.link().set(message).execute().await;
-        Ok(())
     }
 
     /// Moves a device into another network namespace.
