@@ -6,9 +6,9 @@ use std::{
 };
 
 use crate::{
-    lab::{Lab, Offloads, Underlay, manager},
+    lab::{self, Lab, Offloads, Underlay, manager},
     process::{self, complain, say, shown},
-    signals, system, traffic, userns,
+    signals, system, traffic,
     workspace::Programs,
 };
 
@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     system::need(system::LAB)?;
     let programs = if args.no_build { Programs::built() } else { Programs::build() }?;
-    if let Some(code) = userns::reenter(&programs)? {
+    if let Some(code) = lab::reenter(&programs)? {
         return Ok(code);
     }
     let start = Instant::now();

@@ -2,6 +2,7 @@
 //! this program again inside a user namespace of its own.
 
 use std::{
+    ffi::OsStr,
     fs::OpenOptions,
     path::Path,
     process::{Command, ExitCode},
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 
-use crate::{lab, process, system, workspace::Programs};
+use crate::{process, system};
 
 /// Set in the environment of what runs inside our user namespace.
 const INSIDE: &str = "OVERLAY_XTASK_USERNS";
@@ -23,9 +24,10 @@ pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Runs this program again with the same words inside a user namespace, unless that is not needed,
-/// and returns its exit code. One sentence says what is missing where neither is possible.
-pub fn reenter(programs: &Programs) -> anyhow::Result<Option<ExitCode>> {
+/// Runs this program again with the same words and `environment` inside a user namespace, unless
+/// that is not needed, and returns its exit code. One sentence says what is missing where neither is
+/// possible.
+pub fn reenter(environment: &[(&str, &OsStr)]) -> anyhow::Result<Option<ExitCode>> {
     if rustix::process::geteuid().is_root() {
         let direct = process::output(system::tool("unshare").arg("--net").args(make_tun()));
         match direct {
@@ -38,17 +40,14 @@ pub fn reenter(programs: &Programs) -> anyhow::Result<Option<ExitCode>> {
     let program = std::env::current_exe().context("find this program")?;
     let words = std::iter::once(program.into_os_string()).chain(std::env::args_os().skip(1));
     let mut again = unshare(words);
-    again
-        .env(INSIDE, "1")
-        .env("OVERLAY_BIN", &programs.folder)
-        .env("OVERLAY_LAB_DIR", lab::folder());
+    again.env(INSIDE, "1").envs(environment.iter().copied());
     let status = process::status_forwarding(&mut again)?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(Some(code.map_or(ExitCode::FAILURE, ExitCode::from)))
 }
 
 /// A command inside new user, network and mount namespaces.
-fn unshare<S: AsRef<std::ffi::OsStr>>(words: impl IntoIterator<Item = S>) -> Command {
+fn unshare<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Command {
     let mut command = system::tool("unshare");
     command.args(UNSHARE).args(["sh", "-c", OWN_RUN, "sh"]).args(words);
     command

@@ -195,6 +195,15 @@ impl Drop for Lab {
     }
 }
 
+/// Starts this program again where a lab of these programs can be made, if that is not here.
+pub fn reenter(programs: &Programs) -> anyhow::Result<Option<ExitCode>> {
+    let folder = folder();
+    userns::reenter(&[
+        ("OVERLAY_BIN", programs.folder.as_os_str()),
+        ("OVERLAY_LAB_DIR", folder.as_os_str()),
+    ])
+}
+
 impl Up {
     fn run(&self) -> anyhow::Result<ExitCode> {
         system::need(system::LAB)?;
@@ -202,7 +211,7 @@ impl Up {
             system::need(system::ETHTOOL)?;
         }
         let programs = Programs::build()?;
-        if let Some(code) = userns::reenter(&programs)? {
+        if let Some(code) = reenter(&programs)? {
             return Ok(code);
         }
         let offloads = if self.no_offloads { Offloads::Off } else { Offloads::On };
