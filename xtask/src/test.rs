@@ -37,7 +37,7 @@ pub fn run(_: &Args) -> anyhow::Result<ExitCode> {
     system::need(system::TESTS)?;
     if !rustix::process::geteuid().is_root() {
         // Inside there is no way to a registry.
-        let built = process::status(&mut cargo(TESTS).arg("--no-run"))?;
+        let built = process::status(cargo(TESTS).arg("--no-run"))?;
         anyhow::ensure!(built.success(), "the tests cannot be built: {built}");
     }
     if let Some(code) = userns::reenter(&[("CARGO_NET_OFFLINE", "true".as_ref())])? {

@@ -15,9 +15,10 @@ use crate::{process, system};
 /// Set in the environment of what runs inside our user namespace.
 const INSIDE: &str = "OVERLAY_XTASK_USERNS";
 
-/// The unprivileged namespaces; `/run` is hidden by an own one so that `ip netns` can write there.
+/// The unprivileged namespaces; `/run` is hidden by an own one so that `ip netns` can write there,
+/// and the loopback is up as everywhere.
 const UNSHARE: [&str; 5] = ["--user", "--map-root-user", "--net", "--mount", "--"];
-const OWN_RUN: &str = "mount -t tmpfs -o mode=755 tmpfs /run && exec \"$@\"";
+const OWN_RUN: &str = "mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec \"$@\"";
 
 /// Whether this process runs inside the user namespace that [`reenter`] made.
 pub fn inside() -> bool {
