@@ -57,9 +57,13 @@ impl StateDir {
             }
             Err(error) => return Err(error).with_context(|| format!("lock {shown}")),
         }
-        lock.set_len(0)?;
-        lock.rewind()?;
-        write!(lock, "{}", process::id())?;
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| write!(lock, "{}", process::id()))
+            .map_err(|error| {
+                let path = lock_path.display();
+                anyhow!("write {path}: {error}; make room there, or use another --state-dir")
+            })?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
