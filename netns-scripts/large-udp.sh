@@ -17,6 +17,7 @@ for family in 4 6; do
         serve "$to" "$WORK/echo.out" python3 "$TOOLS/net.py" udp-echo "$addr" 5002
         # shellcheck disable=SC2086 # one word a size
         net "$from" udp-check "$addr" 5002 $SIZES || die "UDP from $from to $addr"
+        net "$from" udp-train "$addr" 5002 1200 50 || die "a train of datagrams from $from to $addr"
         end "$PID"
         say "datagrams of $SIZES bytes from $from to $addr and back"
     done

@@ -116,6 +116,16 @@ fn large_datagrams() {
 }
 
 #[test]
+fn packets_cross_a_narrow_underlay_in_pieces() {
+    run("narrow.sh", &["ipv4", "1000"]);
+}
+
+#[test]
+fn packets_cross_a_narrow_ipv6_underlay_in_pieces() {
+    run("narrow.sh", &["ipv6", "1280"]);
+}
+
+#[test]
 fn networks_with_one_subnet_stay_apart() {
     run("overlapping.sh", &[]);
 }

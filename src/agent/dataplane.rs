@@ -20,13 +20,14 @@ use tokio::sync::mpsc;
 
 use super::{
     device::{self, DeviceSpec},
+    selftest,
     session_thread::SessionThread,
     shared::{MAX_EVENTS, MAX_STRANGERS, Port, SessionEvent, Shared, Snapshot},
     worker::{Lane, Worker},
 };
 use crate::{
     engine::{
-        datapath::{PortId, Tables, inner_mtu},
+        datapath::{MIN_INNER_MTU, PortId, Tables, inner_mtu},
         membership::Table,
         session::{Directory, Identity, Link, Sessions, Settings, public_key},
     },
@@ -108,6 +109,7 @@ pub struct Dataplane {
     data_addr: SocketAddr,
     underlay_mtu: u16,
     offloads: Offloads,
+    broken_offloads: Vec<&'static str>,
     lanes: u8,
     shared: Arc<Shared>,
     links: DashMap<NodeId, Arc<Link>>,
@@ -131,7 +133,8 @@ impl Dataplane {
     /// Takes the data port and starts the threads. Endpoints whose namespace ended are sent to `ended`.
     pub fn start(config: Config, ended: mpsc::Sender<EndpointId>) -> anyhow::Result<Self> {
         let workers = config.workers.clamp(1, usize::from(MAX_LANES));
-        let offloads = config.offloads.normalised();
+        let found = selftest::run(config.offloads.normalised());
+        let offloads = found.offloads;
         let port = udp::take_data_port(config.data_addr, workers, offloads.udp_gro, LANE_OFFSET)?;
         let start_count = count_start(&config.state_dir)?;
         let lanes = (workers * LANES_PER_WORKER).min(usize::from(MAX_LANES)) as u8;
@@ -158,6 +161,7 @@ impl Dataplane {
             data_addr: config.data_addr,
             underlay_mtu: config.underlay_mtu,
             offloads,
+            broken_offloads: found.broken,
             lanes,
             shared: shared.clone(),
             links: DashMap::new(),
@@ -175,7 +179,7 @@ impl Dataplane {
         for (index, socket) in port.sockets.into_iter().enumerate() {
             let own = lanes_of(index, workers, lanes, config.data_addr, &socket)?;
             let worker =
-                Worker::new(index, shared.clone(), socket, own, offloads.udp_gso, ended.clone())
+                Worker::new(index, shared.clone(), socket, own, found.max_datagrams, ended.clone())
                     .context("prepare a worker")?;
             dataplane.spawn(&format!("overlay-w{index}"), move || worker.run())?;
         }
@@ -245,7 +249,8 @@ impl Dataplane {
         interface: Option<&str>,
         default_route: DefaultRoute,
     ) -> anyhow::Result<Attached> {
-        let mtu = network.mtu.unwrap_or_else(|| inner_mtu(self.underlay_mtu, self.data_addr));
+        let widest = inner_mtu(self.underlay_mtu, self.data_addr).max(MIN_INNER_MTU);
+        let mtu = network.mtu.unwrap_or(widest);
         let spec = DeviceSpec {
             interface: interface.map(str::to_owned),
             mtu,
@@ -295,6 +300,16 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Returns the offloads in use.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Lists the wanted offloads that did not keep the bytes when they were tried.
+    pub fn broken_offloads(&self) -> &[&'static str] {
+        &self.broken_offloads
+    }
+
     /// Lists the peers of the table, sorted by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let table = self.lock().table.clone();
@@ -316,7 +331,7 @@ impl Dataplane {
                     rtt: status.rtt,
                     loss: status.loss,
                     path_mtu,
-                    inner_mtu: inner_mtu(path_mtu, peer.data_addr),
+                    inner_mtu: inner_mtu(path_mtu, peer.data_addr).max(MIN_INNER_MTU),
                     cipher: key.as_ref().map(|key| key.cipher().name()),
                     key_age: key.as_ref().map(|key| now.since(key.created())),
                     last_rx: link.last_rx().map(|at| now.since(at)),

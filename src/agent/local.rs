@@ -67,7 +67,13 @@ impl proto::local_server::Local for Local {
 
     async fn info(&self, _request: Request<InfoRequest>) -> Answer<InfoResponse> {
         let options = &self.node.options;
-        let member = self.node.member_if_any().await.map(|member| {
+        let member = self.node.member_if_any().await;
+        let (offload, broken) = match &member {
+            Some(member) => (member.dataplane.offloads(), member.dataplane.broken_offloads()),
+            None => (options.offloads, &[][..]),
+        };
+        let offload_broken = broken.iter().map(ToString::to_string).collect();
+        let member = member.map(|member| {
             let table = member.table();
             let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
             MemberInfo {
@@ -85,7 +91,8 @@ impl proto::local_server::Local for Local {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: options.state_dir.display().to_string(),
             workers: u32::try_from(options.workers).unwrap_or(u32::MAX),
-            offload: options.offloads.to_string(),
+            offload: offload.to_string(),
+            offload_broken,
             public_key: self.node.identity.to_string(),
             member,
         }))

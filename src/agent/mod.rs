@@ -18,6 +18,7 @@ mod local;
 mod member;
 mod namespace;
 mod node;
+mod selftest;
 mod session_thread;
 mod shared;
 mod socket;

@@ -226,6 +226,7 @@ struct InfoView {
     state_dir: String,
     workers: u32,
     offload: String,
+    offload_broken: Vec<String>,
     public_key: String,
     cluster_id: Option<String>,
     node: Option<NodeView>,
@@ -258,6 +259,7 @@ impl InfoView {
             state_dir: info.state_dir,
             workers: info.workers,
             offload: info.offload,
+            offload_broken: info.offload_broken,
             public_key: info.public_key,
             cluster_id: None,
             node: None,
@@ -310,9 +312,11 @@ impl InfoView {
             ("State folder", self.state_dir.clone()),
             ("Workers", self.workers.to_string()),
             ("Offload", self.offload.clone()),
+            ("Broken", self.offload_broken.join(",")),
             ("Public key", self.public_key.clone()),
         ]);
         let line = |(name, value): (&str, String)| format!("{:<14}{value}\n", format!("{name}:"));
+        rows.retain(|(name, value)| *name != "Broken" || !value.is_empty());
         rows.into_iter().map(line).collect()
     }
 }
@@ -364,6 +368,7 @@ mod tests {
             state_dir: "/var/lib/overlay".into(),
             workers: 2,
             offload: "tun-vnet=on".into(),
+            offload_broken: vec!["tun-uso6".into()],
             public_key: "00ff".into(),
             member: None,
         };

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
-    address::{AddressAttribute, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressScope},
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteScope},
 };
@@ -162,9 +162,11 @@ impl Netlink {
         self.handle.link().set(message).execute().await.context("bring the interface up")
     }
 
-    /// Gives a device an address; the kernel adds the route of its prefix.
+    /// Gives a device an address; the kernel adds the route of its prefix. Nobody else has the
+    /// address, so it is usable at once, without duplicate address detection (RFC 4862).
     pub async fn add_address(&self, index: u32, address: IpNet) -> anyhow::Result<()> {
-        let add = self.handle.address().add(index, address.addr(), address.prefix_len());
+        let mut add = self.handle.address().add(index, address.addr(), address.prefix_len());
+        add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         add.execute().await.with_context(|| format!("add address {address}"))
     }
 

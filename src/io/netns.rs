@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::sys::enter_fresh_network_namespace;
 use anyhow::{Context as _, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -48,20 +49,38 @@ impl Namespace {
         &self,
         work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-                    .with_context(|| format!("enter network namespace {}", self.path.display()))?;
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_io()
-                    .build()
-                    .context("start a runtime in the network namespace")?;
-                runtime.block_on(work())
-            });
-            match thread.join() {
-                Ok(result) => result,
-                Err(_) => bail!("the thread in network namespace {} panicked", self.path.display()),
-            }
-        })
+        let enter = || {
+            move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("enter network namespace {}", self.path.display()))
+        };
+        on_own_thread(enter, work)
     }
+}
+
+/// Runs `work` in a network namespace that is made for it, its loopback up. The namespace lives as
+/// long as what `work` leaves open in it.
+pub fn in_fresh<T: Send>(
+    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    on_own_thread(|| enter_fresh_network_namespace().context("make a network namespace"), work)
+}
+
+fn on_own_thread<T: Send>(
+    enter: impl FnOnce() -> anyhow::Result<()> + Send,
+    work: impl AsyncFnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()
+                .context("start a runtime in the network namespace")?;
+            runtime.block_on(work())
+        });
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the thread in another network namespace panicked"),
+        }
+    })
 }

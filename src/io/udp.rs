@@ -31,6 +31,11 @@ impl DataSocket {
         sys::udp::receive(self.0.as_fd(), buffer)
     }
 
+    /// Returns the address that it is bound to.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
     /// Returns another handle of the same socket.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self(self.0.try_clone()?))
@@ -82,6 +87,15 @@ pub fn take_data_port(
         tracing::warn!(%error, "no steering of lanes to workers");
     }
     Ok(DataPort { sockets, lock: PortLock(lock) })
+}
+
+/// Opens a socket on an address for itself alone, with UDP_GRO or without.
+pub fn open_datagram(address: SocketAddr, gro: bool) -> io::Result<DataSocket> {
+    let socket = open(address)?;
+    if gro {
+        sys::udp::set_int(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    }
+    Ok(socket)
 }
 
 /// Opens a socket that only sends, from a port of its own.

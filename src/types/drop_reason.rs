@@ -32,6 +32,8 @@ pub enum DropReason {
     NoEndpoint,
     /// The packet is larger than the path; the sender was told by ICMP.
     TooBig,
+    /// Pieces of a packet did not come, or did not fit together.
+    Reassembly,
     /// There is no session with the peer yet and the queue that waits for it is full.
     NoSession,
     /// The peer has left the table.
@@ -55,7 +57,7 @@ impl DropReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Malformed,
         Self::VersionUnknown,
         Self::UnknownSession,
@@ -70,6 +72,7 @@ impl DropReason {
         Self::LinkLocal,
         Self::NoEndpoint,
         Self::TooBig,
+        Self::Reassembly,
         Self::NoSession,
         Self::NoPeer,
         Self::SendFailed,
@@ -97,6 +100,7 @@ impl DropReason {
             Self::LinkLocal => "link_local",
             Self::NoEndpoint => "no_endpoint",
             Self::TooBig => "too_big",
+            Self::Reassembly => "reassembly",
             Self::NoSession => "no_session",
             Self::NoPeer => "no_peer",
             Self::SendFailed => "send_failed",

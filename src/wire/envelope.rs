@@ -7,7 +7,7 @@
 //! | counter (64 bits)                                             |   associated data
 //! |                                                               |
 //! | VNI (24 bits)                                 | next protocol |   sealed from here
-//! | inner packet or control message ...                           |
+//! | inner packet, piece of one, or control message ...            |
 //! | tag (16 bytes)                                                |
 //! ```
 //! All four kinds of datagram start with a byte of version and kind, and have the lane (0 for all
@@ -168,6 +168,8 @@ pub enum NextProtocol {
     Ipv4(Checksum),
     /// An IPv6 packet.
     Ipv6(Checksum),
+    /// A piece of a packet that is longer than the path's datagrams carry.
+    Fragment,
     /// A control message; the VNI is 0.
     Control,
 }
@@ -205,6 +207,7 @@ impl Prefix {
         let next = match (next & !PARTIAL, checksum) {
             (IPV4, checksum) => NextProtocol::Ipv4(checksum),
             (IPV6, checksum) => NextProtocol::Ipv6(checksum),
+            (FRAGMENT, Checksum::Complete) => NextProtocol::Fragment,
             (CONTROL, Checksum::Complete) => NextProtocol::Control,
             (_, _) => return Err(UnknownProtocol),
         };
@@ -216,6 +219,7 @@ impl Prefix {
         let (next, checksum) = match self.next {
             NextProtocol::Ipv4(checksum) => (IPV4, checksum),
             NextProtocol::Ipv6(checksum) => (IPV6, checksum),
+            NextProtocol::Fragment => (FRAGMENT, Checksum::Complete),
             NextProtocol::Control => (CONTROL, Checksum::Complete),
         };
         let flag = match checksum {
@@ -228,8 +232,9 @@ impl Prefix {
 }
 
 /// The numbers of IPv4 and IPv6 are those of VXLAN-GPE's next protocol.
-const IPV4: u8 = 1;
-const IPV6: u8 = 2;
+pub(super) const IPV4: u8 = 1;
+pub(super) const IPV6: u8 = 2;
+const FRAGMENT: u8 = 0x10;
 const CONTROL: u8 = 0x11;
 const PARTIAL: u8 = 0x80;
 
@@ -266,12 +271,13 @@ mod tests {
             (NextProtocol::Ipv4(Checksum::Partial), 0x81),
             (NextProtocol::Ipv6(Checksum::Complete), 0x02),
             (NextProtocol::Ipv6(Checksum::Partial), 0x82),
+            (NextProtocol::Fragment, 0x10),
             (NextProtocol::Control, 0x11),
         ] {
             assert_eq!(Prefix { vni, next }.emit(), [1, 2, 3, byte]);
             assert_eq!(Prefix::parse([1, 2, 3, byte]), Ok(Prefix { vni, next }));
         }
-        for byte in [0x00, 0x03, 0x0f, 0x10, 0x91, 0xff] {
+        for byte in [0x00, 0x03, 0x0f, 0x12, 0x90, 0x91, 0xff] {
             assert_eq!(Prefix::parse([0, 0, 0, byte]), Err(UnknownProtocol));
         }
     }

@@ -4,6 +4,7 @@
 pub mod checksum;
 pub mod control;
 pub mod envelope;
+pub mod fragment;
 pub mod handshake;
 pub mod icmp;
 pub mod inner;

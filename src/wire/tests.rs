@@ -4,6 +4,7 @@
 use super::{
     control::{self, Control},
     envelope::{Checksum, DataHeader, HEADER_LEN, Kind, NextProtocol, PREFIX_LEN, Prefix},
+    fragment::{Family, FragmentHeader, Last},
     handshake::{
         COOKIE_LEN, Ciphers, CookieReply, INITIATION_NOISE_LEN, Initiation, MAC_LEN, Payload,
         RESPONSE_NOISE_LEN, Response,
@@ -91,6 +92,19 @@ fn a_data_header_and_what_is_sealed_behind_it() {
         dont_fragment: false,
     };
     assert_eq!(Inner::parse(packet), Ok(inner));
+}
+
+#[test]
+fn a_fragment() {
+    let bytes = golden("fragment");
+    let (prefix, body) = bytes.split_first_chunk::<PREFIX_LEN>().unwrap();
+    let expected = Prefix { vni: Vni::new(4097).unwrap(), next: NextProtocol::Fragment };
+    assert_eq!(Prefix::parse(*prefix), Ok(expected));
+    assert_eq!(expected.emit(), *prefix);
+    let (id, offset) = (0xa1a2_a3a4, 264);
+    let header = FragmentHeader { id, offset, last: Last::No, family: Family::Ipv6 };
+    assert_eq!(FragmentHeader::parse(body), Ok((header, &from::<16>(0x41)[..])));
+    assert_eq!(header.emit(), body[..8]);
 }
 
 #[test]

@@ -13,9 +13,12 @@ use overlay::{
     engine::session::SendKey,
     io::udp::{DataSocket, open_sender},
     types::{DropReason, Vni},
-    wire::envelope::{
-        Checksum, DataHeader, HEADER_LEN, Kind, NextProtocol, OVERHEAD, PREFIX_LEN, Prefix,
-        TAG_LEN, VERSION,
+    wire::{
+        envelope::{
+            Checksum, DataHeader, HEADER_LEN, Kind, NextProtocol, OVERHEAD, PREFIX_LEN, Prefix,
+            TAG_LEN, VERSION,
+        },
+        fragment::{Family, FragmentHeader, Last},
     },
 };
 
@@ -262,7 +265,15 @@ fn spoofed(key: &Arc<SendKey>) -> Vec<Forgery> {
             seal(&key, lane(i), prefix(BLUE, next), &packet(from, i))
         })
     });
-    all.into()
+    let key = key.clone();
+    let in_pieces =
+        forgery("source of another node, in pieces", DropReason::SpoofedSource, true, move |i| {
+            let header =
+                FragmentHeader { id: i as u32, offset: 0, last: Last::Yes, family: Family::Ipv4 };
+            let piece = [&header.emit()[..], &packet("10.9.0.4", i)].concat();
+            seal(&key, lane(i), prefix(BLUE, NextProtocol::Fragment), &piece)
+        });
+    all.into_iter().chain([in_pieces]).collect()
 }
 
 fn foreign(key: &Arc<SendKey>) -> Vec<Forgery> {
@@ -346,7 +357,7 @@ fn sealed_wrongly(key: &Arc<SendKey>) -> Vec<Forgery> {
 fn bent_inside(key: &Arc<SendKey>) -> Vec<Forgery> {
     let own = key.clone();
     let protocols: Vec<u8> =
-        (0..=255).filter(|byte| ![1, 2, 0x81, 0x82, 0x11].contains(byte)).collect();
+        (0..=255).filter(|byte| ![1, 2, 0x81, 0x82, 0x10, 0x11].contains(byte)).collect();
     let protocol = forgery("next protocol unknown", DropReason::ProtocolUnknown, true, move |i| {
         let [a, b, c, _] = blue();
         seal(&own, lane(i), [a, b, c, protocols[i as usize % protocols.len()]], &packet(MINE, i))
@@ -378,7 +389,18 @@ fn bent_inside(key: &Arc<SendKey>) -> Vec<Forgery> {
         };
         seal(&own, lane(i), Prefix::CONTROL.emit(), bytes)
     });
-    vec![protocol, inner, control]
+    let own = key.clone();
+    let pieces = forgery("piece of a packet bent", DropReason::Malformed, true, move |i| {
+        let bytes: &[u8] = match i / RUN as u64 % 5 {
+            0 => &[],
+            1 => &[0, 0, 0, 1, 0, 0, 0, 1],
+            2 => &[0, 0, 0, 1, 0, 0, 1, 1, 9],
+            3 => &[0, 0, 0, 1, 0xff, 0xf8, 0, 1, 9],
+            _ => &[0, 0, 0, 1, 0, 0, 0, 3, 9],
+        };
+        seal(&own, lane(i), prefix(BLUE, NextProtocol::Fragment), bytes)
+    });
+    vec![protocol, inner, control, pieces]
 }
 
 fn bent_outside(key: &Arc<SendKey>) -> Vec<Forgery> {

@@ -12,6 +12,7 @@ use overlay::{
         checksum,
         control::{self, Control},
         envelope::{Checksum, DataHeader, HEADER_LEN, Kind, PREFIX_LEN, Prefix},
+        fragment::{self, FragmentHeader},
         handshake::{CookieReply, Initiation, Payload, Response},
         icmp::{self, IcmpError},
         inner::Inner,
@@ -28,7 +29,7 @@ pub fn control(data: &[u8]) {
     }
 }
 
-/// The clear header and the sealed prefix: what is accepted is written back the same.
+/// The clear header, the sealed prefix and a fragment's header: what is accepted is written back the same.
 pub fn envelope(data: &[u8]) {
     let kind = Kind::of(data);
     if let Ok(kind) = kind {
@@ -43,6 +44,10 @@ pub fn envelope(data: &[u8]) {
         && let Ok(prefix) = Prefix::parse(*bytes)
     {
         assert_eq!(prefix.emit(), *bytes);
+    }
+    if let Ok((header, piece)) = FragmentHeader::parse(data) {
+        assert_eq!([&header.emit()[..], piece].concat(), data);
+        assert!(usize::from(header.offset) + piece.len() <= fragment::MAX_PACKET);
     }
 }
 

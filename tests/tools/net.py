@@ -5,6 +5,7 @@
     tcp-send ADDR PORT BYTES [MARK]   sends bytes (random, or MARK again and again); fails unless the answer agrees
     udp-echo ADDR PORT                sends back what comes
     udp-check ADDR PORT SIZE...       sends a datagram of each size and checks what comes back, byte by byte
+    udp-train ADDR PORT SIZE COUNT    sends datagrams of SIZE in one call (UDP_SEGMENT); all must come back
     mark ADDR PORT MARK               one echo request and one datagram filled with MARK; both must come back
     pcap-find FILE MARK               how many packets hold MARK
     pcap-mss FILE SOURCE              the MSS of every SYN sent by SOURCE, sorted, each once
@@ -15,6 +16,8 @@ import os
 import socket
 import struct
 import sys
+
+UDP_SEGMENT = 103
 
 
 def family(addr):
@@ -83,6 +86,22 @@ def udp_ask(addr, port, data):
 def udp_check(addr, port, *sizes):
     for size in sizes:
         udp_ask(addr, port, os.urandom(int(size)))
+
+
+def udp_train(addr, port, size, count):
+    size, count = int(size), int(count)
+    data = [struct.pack("!I", number) * (size // 4) for number in range(count)]
+    with socket.socket(family(addr), socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        sock.connect((addr, int(port)))
+        sock.settimeout(3)
+        sock.send(b"".join(data))
+        try:
+            back = [sock.recv(65535) for _ in data]
+        except TimeoutError:
+            sys.exit("not all of a train came back")
+    if sorted(back) != sorted(data):
+        sys.exit("a train came back as other bytes")
 
 
 def mark_once(addr, port, mark):
@@ -163,6 +182,7 @@ def pcap_count(path, mtu, source):
 
 VERBS = {
     "tcp-serve": tcp_serve, "tcp-send": tcp_send, "udp-echo": udp_echo, "udp-check": udp_check,
+    "udp-train": udp_train,
     "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-count": pcap_count,
 }
 

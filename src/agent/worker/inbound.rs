@@ -34,19 +34,21 @@ use crate::{
         session::{OpenError, ReceiveKey},
     },
     io::udp::Train,
-    types::{DropReason, PacketsBytes},
+    types::{DropReason, PacketsBytes, Vni},
     wire::{
         control::Control,
         envelope::{
             Checksum, DataHeader, HEADER_LEN, Kind, KindError, NextProtocol, PREFIX_LEN, Prefix,
             TAG_LEN,
         },
+        fragment::{Family, FragmentHeader, MAX_PACKET},
         handshake::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN},
         inner::Inner,
     },
 };
 
-/// What was received, and where the payloads of growing runs lie in it.
+/// What was received, room for one packet that came in pieces, and where the payloads of growing
+/// runs lie.
 pub(super) struct InboundBuffer {
     bytes: Box<[u8]>,
     trains: [Received; MAX_TRAINS],
@@ -66,7 +68,7 @@ impl InboundBuffer {
     pub(super) fn new() -> Self {
         let from = SocketAddr::from(([0, 0, 0, 0], 0));
         Self {
-            bytes: vec![0; BUFFER_LEN].into_boxed_slice(),
+            bytes: vec![0; BUFFER_LEN + MAX_PACKET].into_boxed_slice(),
             trains: [Received { start: 0, end: 0, stride: 0, from }; MAX_TRAINS],
             payloads: [[(0, 0); MAX_COUNT]; MAX_RUNS],
         }
@@ -117,7 +119,7 @@ impl Worker {
     fn receive(&mut self) -> usize {
         let (mut trains, mut at) = (0, 0);
         while trains < MAX_TRAINS && at + MAX_TRAIN <= BUFFER_LEN {
-            match self.socket.receive(&mut self.inbound.bytes[at..]) {
+            match self.socket.receive(&mut self.inbound.bytes[at..BUFFER_LEN]) {
                 Ok(train) if train.truncated => self.drop_packets(DropReason::Malformed, 1),
                 Ok(Train { len, stride, from, .. }) => {
                     self.inbound.trains[trains] =
@@ -199,8 +201,9 @@ impl Worker {
             self.drop_packets(DropReason::NoPeer, 1);
             return None;
         };
+        let index = self.index;
         let drop = |reason| {
-            route.link.counters(self.index).dropped(reason, 1);
+            route.link.counters(index).dropped(reason, 1);
             None
         };
         let prefix = match key.open(header, datagram, self.now) {
@@ -221,18 +224,24 @@ impl Worker {
     /// Looks into an opened datagram: a control message goes to the session thread, a packet gets
     /// its device.
     fn inspect<'a>(
-        &self,
+        &mut self,
         snapshot: &'a Snapshot,
         route: &'a PeerRoute,
         key: &ReceiveKey,
         prefix: Prefix,
-        range: Range<usize>,
+        mut range: Range<usize>,
     ) -> Result<Option<Packet<'a>>, DropReason> {
-        let bytes = &self.inbound.bytes[range.clone()];
         let (checksum, ipv4) = match prefix.next {
             NextProtocol::Ipv4(checksum) => (checksum, true),
             NextProtocol::Ipv6(checksum) => (checksum, false),
+            NextProtocol::Fragment => {
+                let whole = self.reassemble(route, prefix.vni, range)?;
+                let Some((family, whole)) = whole else { return Ok(None) };
+                range = whole;
+                (Checksum::Complete, family == Family::Ipv4)
+            }
             NextProtocol::Control => {
+                let bytes = &self.inbound.bytes[range];
                 let control = Control::parse(bytes).map_err(|_| DropReason::Malformed)?;
                 let (peer, index) = (key.peer(), key.index());
                 // A lost echo is asked again; nothing depends on a single one.
@@ -240,6 +249,7 @@ impl Worker {
                 return Ok(None);
             }
         };
+        let bytes = &self.inbound.bytes[range.clone()];
         let inner = Inner::parse(bytes).map_err(|_| DropReason::InnerMalformed)?;
         if inner.is_ipv4() != ipv4 {
             return Err(DropReason::InnerMalformed);
@@ -247,6 +257,38 @@ impl Worker {
         let id = snapshot.tables.inbound(key.peer(), prefix.vni, &inner)?;
         let port = snapshot.ports.get(&id).ok_or(DropReason::NoEndpoint)?;
         Ok(Some(Packet { route, port, inner, range, checksum }))
+    }
+
+    /// Takes a piece; returns where the packet lies if that was the last that was missing. The place
+    /// is the same for every packet: its checksum is complete, so it joins no run and is written
+    /// before the next piece is looked at.
+    fn reassemble(
+        &mut self,
+        route: &PeerRoute,
+        vni: Vni,
+        range: Range<usize>,
+    ) -> Result<Option<(Family, Range<usize>)>, DropReason> {
+        let (received, place) = self.inbound.bytes.split_at_mut(BUFFER_LEN);
+        let (header, piece) =
+            FragmentHeader::parse(&received[range]).map_err(|_| DropReason::Malformed)?;
+        let done = self.reassembly.handle_piece(route.id, vni, header, piece, self.now);
+        if done.lost > 0 {
+            route.link.counters(self.index).dropped(DropReason::Reassembly, done.lost);
+        }
+        Ok(done.whole.map(|(family, packet)| {
+            place[..packet.len()].copy_from_slice(packet);
+            (family, BUFFER_LEN..BUFFER_LEN + packet.len())
+        }))
+    }
+
+    /// Counts the packets of which pieces did not come in time.
+    pub(super) fn give_up_pieces(&mut self) {
+        let (snapshot, index) = (&self.snapshot, self.index);
+        self.reassembly.handle_timeout(self.now, |peer, lost| {
+            if let Some(route) = snapshot.tables.find_peer(peer) {
+                route.link.counters(index).dropped(DropReason::Reassembly, lost);
+            }
+        });
     }
 
     /// Takes a packet into the run of its flow, or starts one.

@@ -15,6 +15,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use rustix::event::{Timespec, epoll};
@@ -24,7 +25,7 @@ use self::{inbound::InboundBuffer, run::SendRun, staging::Staging};
 use super::shared::{Port, SessionEvent, Shared, Snapshot};
 use crate::{
     engine::{
-        datapath::PortId,
+        datapath::{PortId, reassembly::Reassembly},
         session::{Link, SendKey},
     },
     io::{clock, udp::DataSocket},
@@ -50,6 +51,9 @@ pub(super) struct Worker {
     inbound: InboundBuffer,
     reply: Box<[u8]>,
     run: SendRun,
+    /// Names the packets that this worker cuts into pieces.
+    next_fragment: u32,
+    reassembly: Reassembly,
     staging: Staging,
     now: Moment,
     unknown_session_told: Moment,
@@ -58,13 +62,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Prepares a worker; `lanes` are those that it sends on.
+    /// Prepares a worker; `lanes` are those that it sends on, at most `max_datagrams` at once.
     pub(super) fn new(
         index: usize,
         shared: Arc<Shared>,
         socket: DataSocket,
         lanes: Vec<Lane>,
-        gso: bool,
+        max_datagrams: usize,
         ended: mpsc::Sender<EndpointId>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -82,7 +86,10 @@ impl Worker {
             outbound: vec![0; outbound::BUFFER_LEN].into_boxed_slice(),
             inbound: InboundBuffer::new(),
             reply: vec![0; MAX_PACKET].into_boxed_slice(),
-            run: SendRun::new(gso),
+            run: SendRun::new(max_datagrams),
+            // Lanes of two workers may meet at one worker of the other side.
+            next_fragment: (index as u32) << WORKER_SHIFT,
+            reassembly: Reassembly::default(),
             staging: Staging::new(),
             now: clock::now(),
             unknown_session_told: Moment::default(),
@@ -118,14 +125,17 @@ impl Worker {
                 }
             }
             self.flush();
+            self.give_up_pieces();
             self.tell_ended();
         }
     }
 
-    /// How long to wait when nothing comes: without an end, unless something waits for a retry.
+    /// How long to wait when nothing comes: without an end, unless something waits for a retry, or
+    /// for pieces that may not come.
     fn wait_limit(&self) -> Option<Timespec> {
-        let retry = !self.ended_waiting.is_empty();
-        retry.then_some(Timespec { tv_sec: 0, tv_nsec: 10_000_000 })
+        let retry = (!self.ended_waiting.is_empty()).then_some(RETRY);
+        let limit = retry.or(self.reassembly.poll_timeout())?;
+        Timespec::try_from(limit).ok()
     }
 
     fn wake(&mut self) {
@@ -151,6 +161,7 @@ impl Worker {
                 self.watch(port);
             }
         }
+        self.reassembly.retain(|peer| snapshot.tables.find_peer(peer).is_some());
         self.shared.note_adopted(self.index, snapshot.generation);
     }
 
@@ -226,5 +237,9 @@ const WAKER: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
 /// Devices looked at in one wake-up.
 const MAX_READY: usize = 64;
+/// Between attempts to tell of a device that ended.
+const RETRY: Duration = Duration::from_millis(10);
+/// Leaves 2^28 names to each of at most 16 workers.
+const WORKER_SHIFT: u32 = 28;
 /// The longest IP packet without jumbo options.
 const MAX_PACKET: usize = 65_535;

@@ -13,15 +13,22 @@ use std::sync::Arc;
 use super::{Worker, staging::Staged};
 use crate::{
     agent::shared::{Port, Snapshot},
-    engine::datapath::{
-        PortId, Reply, Verdict, mss,
-        offload::{self, Segmentation},
-        segment::{self, MAX_HEADER, Segments},
+    engine::{
+        datapath::{
+            PeerRoute, PortId, Reply, Verdict,
+            fragment::{self, Pieces},
+            mss,
+            offload::{self, Segmentation},
+            segment::{self, MAX_HEADER, Segments},
+        },
+        session::SendKey,
     },
     io::tun::Framing,
     types::{DropReason, PacketsBytes, Vni},
     wire::{
+        checksum,
         envelope::{Checksum, NextProtocol, OVERHEAD, PREFIX_LEN, Prefix},
+        fragment::{Family, HEADER_LEN},
         icmp,
         inner::Inner,
         vnet::{self, VnetHeader},
@@ -105,11 +112,15 @@ impl Worker {
             return self.stage(port, link.peer(), start, end);
         };
         let inner = &outbound.inner;
-        mss::clamp(&mut self.outbound[ROOM..end], inner, outbound.checksum, route.inner_mtu);
+        let inner_mtu = route.inner_mtu;
+        mss::clamp(&mut self.outbound[ROOM..end], inner, outbound.checksum, inner_mtu);
         if let Segmentation::Tcp(size) = outbound.segmentation {
             // Cut smaller than asked where the path is smaller than the device.
-            let size = size.min(route.inner_mtu.saturating_sub(inner.payload));
+            let size = size.min(inner_mtu.saturating_sub(inner.payload));
             outbound.segmentation = Segmentation::Tcp(size);
+        }
+        if segment::longest(inner, outbound.segmentation) > inner_mtu {
+            return self.send_pieces(route, port, vni, &key, outbound, start, end);
         }
         let next = match inner.is_ipv4() {
             true => NextProtocol::Ipv4(outbound.checksum),
@@ -138,7 +149,10 @@ impl Worker {
             let len = range.len() + OVERHEAD;
             let room = self.run.room(link, place, len, &self.lanes, self.index);
             match key.seal(lane, counter, &self.outbound[from..range.end], room) {
-                Ok(()) => self.run.commit(len, range.len()),
+                Ok(()) => {
+                    let carried = PacketsBytes { packets: 1, bytes: range.len() as u64 };
+                    self.run.commit(len, carried);
+                }
                 Err(_) => link.counters(self.index).dropped(DropReason::SendFailed, 1),
             }
             counter += 1;
@@ -150,6 +164,79 @@ impl Worker {
         if link.note_sent(self.now) {
             self.tell_active(link);
         }
+    }
+
+    /// Sends a packet, or every packet of a super-packet, in pieces that the path carries.
+    #[expect(clippy::too_many_arguments, reason = "a packet's place and its way")]
+    fn send_pieces(
+        &mut self,
+        route: &PeerRoute,
+        port: &Arc<Port>,
+        vni: Vni,
+        key: &SendKey,
+        outbound: Outbound,
+        start: usize,
+        end: usize,
+    ) {
+        let (link, inner) = (&route.link, &outbound.inner);
+        let place = (inner.flow_hash() % self.lanes.len() as u64) as usize;
+        let lane = self.lanes[place].number;
+        let step = fragment::piece_len(route.inner_mtu);
+        let longest = u64::from(segment::longest(inner, outbound.segmentation));
+        let count = packet_count(&outbound);
+        let most = count.packets * longest.div_ceil(step as u64);
+        let Ok(mut counter) = key.reserve(lane, most, self.now) else {
+            return self.stage(port, link.peer(), start, end);
+        };
+        let family = if inner.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+        let prefix = Prefix { vni, next: NextProtocol::Fragment }.emit();
+        let mut template = [0; MAX_HEADER];
+        let packet = &self.outbound[ROOM..end];
+        let mut segments = Segments::new(&mut template, packet, inner, outbound.segmentation);
+        loop {
+            let range = match &mut segments {
+                Some(segments) => match segments.next(&mut self.outbound[ROOM..end]) {
+                    Some(range) => ROOM + range.start..ROOM + range.end,
+                    None => break,
+                },
+                None => ROOM..end,
+            };
+            let packet = &mut self.outbound[range.clone()];
+            if outbound.checksum == Checksum::Partial
+                && let Ok(inner) = Inner::parse(packet)
+            {
+                checksum::complete(packet, &inner);
+            }
+            let mut carried = PacketsBytes { packets: 1, bytes: range.len() as u64 };
+            let mut pieces = Pieces::new(range, step, self.fragment_id(), family);
+            while let Some(piece) = pieces.next(&mut self.outbound) {
+                let from = piece.start - PREFIX_LEN;
+                self.outbound[from..piece.start].copy_from_slice(&prefix);
+                let len = piece.len() + OVERHEAD;
+                let room = self.run.room(link, place, len, &self.lanes, self.index);
+                match key.seal(lane, counter, &self.outbound[from..piece.end], room) {
+                    // The first piece counts for the packet.
+                    Ok(()) => self.run.commit(len, std::mem::take(&mut carried)),
+                    Err(_) => link.counters(self.index).dropped(DropReason::SendFailed, 1),
+                }
+                counter += 1;
+            }
+            if segments.is_none() {
+                break;
+            }
+        }
+        port.sent(self.index, count);
+        if link.note_sent(self.now) {
+            self.tell_active(link);
+        }
+    }
+
+    /// Names the next packet that is cut; the upper bits stay this worker's.
+    fn fragment_id(&mut self) -> u32 {
+        let id = self.next_fragment;
+        let mask = (1 << super::WORKER_SHIFT) - 1;
+        self.next_fragment = id & !mask | id.wrapping_add(1) & mask;
+        id
     }
 
     /// Lets a packet wait for a session.
@@ -231,9 +318,9 @@ fn read_start(framing: Framing) -> usize {
     }
 }
 
-/// Room in front of the packet, for the framing and then the sealed prefix.
+/// Room in front of the packet, for the framing and then the sealed prefix and a piece's header.
 pub(super) const ROOM: usize = 64;
-const _: () = assert!(ROOM >= vnet::LEN && ROOM >= PREFIX_LEN);
+const _: () = assert!(ROOM >= vnet::LEN && ROOM >= PREFIX_LEN + HEADER_LEN);
 /// Room and the longest packet, and one byte more than any read fills.
 pub(super) const BUFFER_LEN: usize = ROOM + super::MAX_PACKET + 1;
 /// Packets taken from one device before others have their turn.

@@ -17,7 +17,8 @@ pub(super) struct SendRun {
     open: bool,
     target: Option<Target>,
     pending: PacketsBytes,
-    max_count: u64,
+    datagrams: usize,
+    max_datagrams: usize,
 }
 
 /// Where a run goes.
@@ -28,8 +29,8 @@ struct Target {
 }
 
 impl SendRun {
-    /// An empty run; without `gso` each datagram goes alone.
-    pub(super) fn new(gso: bool) -> Self {
+    /// An empty run of at most so many datagrams.
+    pub(super) fn new(max_datagrams: usize) -> Self {
         Self {
             arena: vec![0; MAX_RUN].into_boxed_slice(),
             len: 0,
@@ -37,7 +38,8 @@ impl SendRun {
             open: false,
             target: None,
             pending: PacketsBytes::default(),
-            max_count: if gso { MAX_DATAGRAMS } else { 1 },
+            datagrams: 0,
+            max_datagrams,
         }
     }
 
@@ -59,7 +61,7 @@ impl SendRun {
             && self.open
             && len <= self.stride
             && self.len + len <= MAX_RUN
-            && self.pending.packets < self.max_count;
+            && self.datagrams < self.max_datagrams;
         if !fits {
             self.flush(lanes, worker);
             if !same {
@@ -71,12 +73,13 @@ impl SendRun {
         &mut self.arena[self.len..self.len + len]
     }
 
-    /// Takes the datagram that was sealed into the room, with `inner` bytes of packet in it.
-    pub(super) fn commit(&mut self, len: usize, inner: usize) {
+    /// Takes the datagram that was sealed into the room, and counts the packets that it carries.
+    pub(super) fn commit(&mut self, len: usize, carried: PacketsBytes) {
         self.len += len;
         self.open = len == self.stride;
-        self.pending.packets += 1;
-        self.pending.bytes += inner as u64;
+        self.datagrams += 1;
+        self.pending.packets += carried.packets;
+        self.pending.bytes += carried.bytes;
     }
 
     /// Sends what is there.
@@ -84,6 +87,7 @@ impl SendRun {
         let sent = std::mem::take(&mut self.pending);
         let len = std::mem::take(&mut self.len);
         self.open = true;
+        self.datagrams = 0;
         let Some(target) = &self.target else { return };
         if len == 0 {
             return;
@@ -119,5 +123,3 @@ fn transmit(lane: &Lane, bytes: &[u8], stride: usize, to: &SocketAddr) -> std::i
 
 /// The most that one UDP_SEGMENT message over IPv4 carries.
 const MAX_RUN: usize = 65_507;
-/// What every kernel with UDP_SEGMENT takes in one message.
-const MAX_DATAGRAMS: u64 = 64;

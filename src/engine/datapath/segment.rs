@@ -36,6 +36,16 @@ pub fn count(inner: &Inner, segmentation: Segmentation) -> PacketsBytes {
     }
 }
 
+/// How long the longest packet is that a packet becomes.
+pub fn longest(inner: &Inner, segmentation: Segmentation) -> u16 {
+    match segmentation {
+        Segmentation::Tcp(size) | Segmentation::Udp(size) if size > 0 => {
+            inner.len.min(inner.payload.saturating_add(size))
+        }
+        Segmentation::None | Segmentation::Tcp(_) | Segmentation::Udp(_) => inner.len,
+    }
+}
+
 /// A super-packet that is being cut.
 pub struct Segments<'a> {
     header: &'a [u8],
@@ -166,11 +176,13 @@ mod tests {
             let mut template = [0; MAX_HEADER];
             let mut segments = Segments::new(&mut template, &packet, &inner, how).unwrap();
             let PacketsBytes { packets: count, bytes: total } = count(&inner, how);
+            let (longest, mut seen) = (longest(&inner, how), 0);
             let mut got: Vec<u8> = Vec::new();
             let (mut packets, mut bytes) = (0, 0);
             while let Some(range) = segments.next(&mut packet) {
                 let one = &mut packet[range];
                 let parsed = Inner::parse(one).unwrap();
+                seen = parsed.len.max(seen);
                 prop_assert_eq!((parsed.source, parsed.destination, parsed.ports), (inner.source, inner.destination, inner.ports));
                 let mut whole = one.to_vec();
                 checksum::complete(&mut whole, &parsed);
@@ -193,7 +205,7 @@ mod tests {
                 bytes += whole.len() as u64;
             }
             prop_assert_eq!(got, payload);
-            prop_assert_eq!((packets, bytes), (count, total));
+            prop_assert_eq!((packets, bytes, seen), (count, total, longest));
         }
     }
 }

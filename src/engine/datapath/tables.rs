@@ -15,6 +15,7 @@ use crate::{
     types::{DropReason, EndpointId, NetworkId, NodeId, Vni},
     wire::{
         envelope::{OVERHEAD_IPV4, OVERHEAD_IPV6},
+        fragment,
         icmp::{IcmpError, is_echo_request},
         inner::Inner,
     },
@@ -64,8 +65,15 @@ pub struct PeerRoute {
     pub id: NodeId,
     /// Its session and counters.
     pub link: Arc<Link>,
-    /// The largest inner packet that its path carries.
+    /// The largest inner packet that one datagram of its path carries.
     pub inner_mtu: u16,
+}
+
+impl PeerRoute {
+    /// The largest inner packet that reaches it, whole or in pieces.
+    pub fn packet_mtu(&self) -> u16 {
+        self.inner_mtu.max(MIN_INNER_MTU)
+    }
 }
 
 /// The snapshot.
@@ -99,6 +107,10 @@ struct LocalPort {
     network: usize,
     addresses: Vec<IpAddr>,
 }
+
+/// No path is narrower than IPv6 needs it (RFC 8200, section 5): what does not fit one datagram goes
+/// in pieces.
+pub const MIN_INNER_MTU: u16 = fragment::MAX_PACKET as u16;
 
 /// How much of an underlay packet of `underlay_mtu` bytes to `to` is left for the inner packet.
 pub fn inner_mtu(underlay_mtu: u16, to: SocketAddr) -> u16 {
@@ -197,7 +209,7 @@ impl Tables {
         }
         match network.hosts.get(&inner.destination) {
             Some(Host::Remote(number)) => {
-                let mtu = self.peers[*number].inner_mtu;
+                let mtu = self.peers[*number].packet_mtu();
                 match too_big(inner, segmentation, mtu) {
                     true => network.error(inner, IcmpError::TooBig { mtu }, DropReason::TooBig),
                     false => Verdict::Send { peer: *number, vni: network.vni },

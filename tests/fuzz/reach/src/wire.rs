@@ -6,6 +6,8 @@ pub mod checksum;
 pub mod control;
 #[path = "../../../../src/wire/envelope.rs"]
 pub mod envelope;
+#[path = "../../../../src/wire/fragment.rs"]
+pub mod fragment;
 #[path = "../../../../src/wire/handshake.rs"]
 pub mod handshake;
 #[path = "../../../../src/wire/inner.rs"]
