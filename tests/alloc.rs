@@ -24,7 +24,10 @@ use std::{
 };
 
 use overlay::{
-    agent::dataplane::{Config, Dataplane, DefaultRoute, Target},
+    agent::{
+        Target,
+        dataplane::{Config, Dataplane, DefaultRoute},
+    },
     engine::{membership::Table, session::public_key},
     io::netns::Namespace,
     types::{

@@ -141,7 +141,8 @@ impl Agent {
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
         let publish = move |table| drop(tables.send_replace(table));
-        let link = LinkTask::new(cluster.addr, config, joined.node.id, publish, channels);
+        let link =
+            LinkTask::new(cluster.addr, config, Table::empty(joined.node.id), publish, channels);
         let task = tokio::spawn(link.run());
         within(connected.wait_for(Option::is_some)).await.unwrap();
         Self { task, table }

@@ -171,6 +171,11 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
+fn a_killed_agent_costs_no_connection() {
+    run("restart.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }

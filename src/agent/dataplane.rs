@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 
 use super::{
     device::{self, DeviceSpec},
+    namespace::Target,
+    records::Interface,
     selftest,
     session_thread::SessionThread,
     shared::{MAX_EVENTS, MAX_STRANGERS, Port, SessionEvent, Shared, Snapshot},
@@ -31,7 +33,7 @@ use crate::{
         membership::Table,
         session::{Directory, Identity, Link, Sessions, Settings, public_key},
     },
-    io::{clock, netns::Namespace, udp},
+    io::{clock, netns::Namespace, tun::Tun, udp},
     types::{
         DropCounts, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads, PeerStatus, Traffic,
     },
@@ -63,15 +65,6 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
-/// The namespace of a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// `netns:NAME` or `netns:/PATH`, as a path to the namespace.
-    Netns(PathBuf),
-    /// `pid:N`.
-    Pid(u32),
-}
-
 /// Whether an attachment becomes the container's way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DefaultRoute {
@@ -81,15 +74,6 @@ pub enum DefaultRoute {
     IfFree,
     /// It does, and what was there goes.
     Replace,
-}
-
-/// What an attachment gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The interface's name in the container.
-    pub interface: String,
-    /// Its MTU in bytes.
-    pub mtu: u16,
 }
 
 /// The node's own counters.
@@ -240,7 +224,8 @@ impl Dataplane {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the device of an endpoint in the target's namespace. On failure nothing is left.
+    /// Makes the device of an endpoint in the target's namespace. On failure nothing is left. The
+    /// device outlives this process, unless it is detached.
     pub async fn attach(
         &self,
         network: &Network,
@@ -248,37 +233,76 @@ impl Dataplane {
         target: &Target,
         interface: Option<&str>,
         default_route: DefaultRoute,
-    ) -> anyhow::Result<Attached> {
+    ) -> anyhow::Result<Interface> {
         let widest = inner_mtu(self.underlay_mtu, self.data_addr).max(MIN_INNER_MTU);
         let mtu = network.mtu.unwrap_or(widest);
         let spec = DeviceSpec {
             interface: interface.map(str::to_owned),
             mtu,
-            alias: format!("overlay:{}:{}", self.node, endpoint.id),
+            alias: self.alias(endpoint.id),
             addresses: endpoint.addresses.clone(),
             default_route,
             offloads: self.offloads,
         };
-        let path = target.namespace_path();
-        let made = tokio::task::spawn_blocking(move || {
-            let namespace = Namespace::open(&path)?;
-            device::create(&namespace, &spec)
-        });
-        let (tun, interface) = made.await.context("make the device")??;
+        let made = inside(target, move |namespace| device::create(namespace, &spec));
+        let (tun, interface) = made.await.context("make the device")?;
+        self.add_port(network.id, endpoint.id, tun);
+        Ok(interface)
+    }
+
+    /// Takes the device of an endpoint that was made before this process started. `None` if the
+    /// namespace does not have it any more. The namespace lives as long as the device is held.
+    pub async fn take(
+        &self,
+        network: NetworkId,
+        endpoint: EndpointId,
+        target: &Target,
+        interface: Interface,
+    ) -> anyhow::Result<Option<()>> {
+        let (alias, offloads) = (self.alias(endpoint), self.offloads);
+        let take =
+            move |namespace: &Namespace| device::take(namespace, &interface, &alias, offloads);
+        let taken = inside(target, take).await.context("take the device")?;
+        Ok(taken.map(|tun| self.add_port(network, endpoint, tun)))
+    }
+
+    /// Takes away what is left of the device of an endpoint that was being made.
+    pub async fn clear(&self, endpoint: EndpointId, target: &Target) -> anyhow::Result<()> {
+        let alias = self.alias(endpoint);
+        inside(target, move |namespace| device::clear(namespace, &alias)).await
+    }
+
+    /// What others find a device by.
+    fn alias(&self, endpoint: EndpointId) -> String {
+        format!("overlay:{}:{endpoint}", self.node)
+    }
+
+    fn add_port(&self, network: NetworkId, endpoint: EndpointId, tun: Tun) {
         let number = self.next_port.fetch_add(1, Relaxed);
         let worker = number as usize % self.shared.workers();
         let port = Port::new(
             PortId(number),
-            endpoint.id,
-            network.id,
+            endpoint,
+            network,
             tun,
             worker,
             self.offloads,
             self.shared.workers(),
         );
-        self.ports.insert(endpoint.id, Arc::new(port));
+        self.ports.insert(endpoint, Arc::new(port));
         self.rebuild(&mut self.lock());
-        Ok(Attached { interface, mtu })
+    }
+
+    /// Asks for a session with every peer of the table, without waiting for packets: after a
+    /// restart they still seal for the keys of the process before.
+    pub async fn greet_peers(&self) {
+        let peers: Vec<NodeId> = self.lock().table.peers.keys().copied().collect();
+        let mut pace = tokio::time::interval(GREETING_PACE);
+        for peer in peers {
+            pace.tick().await;
+            // A full queue has demands enough; this peer's comes with its first packet.
+            let _ = self.shared.events.try_send(SessionEvent::Demand(peer));
+        }
     }
 
     /// Takes an endpoint's device away; it is gone from the container when this returns.
@@ -296,6 +320,10 @@ impl Dataplane {
         // The device is gone when the last holder of its queue is: this one, once no worker uses a
         // snapshot with it.
         self.shared.adopted_by_all(generation).await;
+        if let Err(error) = port.tun.release() {
+            // With its namespace the device is gone already.
+            tracing::debug!(%error, %endpoint, "the device is not there");
+        }
         drop(port);
         Ok(())
     }
@@ -386,14 +414,14 @@ impl Drop for Dataplane {
     }
 }
 
-impl Target {
-    /// Returns the path of the namespace.
-    pub fn namespace_path(&self) -> PathBuf {
-        match self {
-            Self::Netns(path) => path.clone(),
-            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
-        }
-    }
+/// Does what blocks on a device's namespace, away from the runtime.
+async fn inside<T: Send + 'static>(
+    target: &Target,
+    work: impl FnOnce(&Namespace) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let path = target.path();
+    let done = tokio::task::spawn_blocking(move || work(&Namespace::open(&path)?));
+    done.await.context("work in the container's namespace")?
 }
 
 /// The lanes of a worker: those whose number is its own, modulo the workers, so that sender and
@@ -473,5 +501,8 @@ fn fill_random(bytes: &mut [u8]) {
     aws_lc_rs::rand::fill(bytes).expect("the kernel's random source works");
 }
 
+/// Between the handshakes after a start: a thousand peers take a second, and no storm of theirs
+/// meets ours.
+const GREETING_PACE: Duration = Duration::from_millis(1);
 /// Source ports a worker: enough for the paths of an ECMP group to be used by one container pair.
 const LANES_PER_WORKER: usize = 4;

@@ -1,16 +1,16 @@
 //! Makes a container's device: a TUN in the agent's own namespace, prepared, moved into the
-//! container's, named, addressed and brought up there. The device lives no longer than the queue
-//! that is returned, so a step that fails leaves nothing.
+//! container's, named, addressed, brought up there, and then kept: it outlives the agent, which finds
+//! it again by its alias and number and takes its queue. A step that fails leaves nothing.
 
 use std::io;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 
-use super::dataplane::DefaultRoute;
+use super::{dataplane::DefaultRoute, records::Interface};
 use crate::{
     io::{
-        netlink::{self, Netlink},
+        netlink::{self, Link, Netlink},
         netns::Namespace,
         tun::Tun,
     },
@@ -39,8 +39,8 @@ pub(super) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the device and returns its queue and name. Blocks for a few milliseconds.
-pub(super) fn create(namespace: &Namespace, spec: &DeviceSpec) -> anyhow::Result<(Tun, String)> {
+/// Makes the device and returns its queue. Blocks for a few milliseconds.
+pub(super) fn create(namespace: &Namespace, spec: &DeviceSpec) -> anyhow::Result<(Tun, Interface)> {
     let tun = Tun::create(spec.offloads).map_err(explain)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -56,11 +56,49 @@ pub(super) fn create(namespace: &Namespace, spec: &DeviceSpec) -> anyhow::Result
     })?;
     let made_as = tun.name().to_owned();
     let interface = namespace.run(async || set_up(&made_as, spec).await)?;
+    tun.keep().context("keep the interface beyond this process")?;
     Ok((tun, interface))
 }
 
+/// Takes the queue of a device that was kept. `None` if the namespace does not have it any more.
+pub(super) fn take(
+    namespace: &Namespace,
+    interface: &Interface,
+    alias: &str,
+    offloads: Offloads,
+) -> anyhow::Result<Option<Tun>> {
+    namespace.run(async || {
+        let netlink = Netlink::open()?;
+        let ours = |link: &Link| link.index == interface.index && is_alias(link, alias);
+        let Some(link) = netlink.links().await?.into_values().find(ours) else { return Ok(None) };
+        let tun = Tun::open(&link.name, offloads).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => anyhow::anyhow!("another process holds interface {}", link.name),
+            Some(_) | None => explain(error),
+        })?;
+        // The name may have passed to another device between the two.
+        let taken = netlink.link(tun.name()).await?;
+        ensure!(ours(&taken), "interface {} was renamed meanwhile", link.name);
+        Ok(Some(tun))
+    })
+}
+
+/// Takes away what is left of a device that was being made when the agent ended.
+pub(super) fn clear(namespace: &Namespace, alias: &str) -> anyhow::Result<()> {
+    namespace.run(async || {
+        let netlink = Netlink::open()?;
+        for link in netlink.links().await?.values().filter(|link| is_alias(link, alias)) {
+            netlink.delete(link.index).await?;
+        }
+        Ok(())
+    })
+}
+
+fn is_alias(link: &Link, alias: &str) -> bool {
+    link.alias.as_deref() == Some(alias)
+}
+
 /// Names, addresses and brings up the device inside the container's namespace.
-async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<String> {
+async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<Interface> {
     let netlink = Netlink::open()?;
     let links = netlink.links().await?;
     let link = links.values().find(|link| link.name == made_as);
@@ -91,7 +129,7 @@ async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<String> {
             DefaultRoute::Replace => netlink.replace_default_route(index, ipv6).await?,
         }
     }
-    Ok(name)
+    Ok(Interface { index, name, mtu: spec.mtu })
 }
 
 /// How long a super-packet may be, so that one UDP_SEGMENT message carries its segments.

@@ -26,7 +26,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Forward {
     async fn control(&self) -> Result<ControlClient<Channel>, Status> {
-        let channel = self.node.manager().await?.channel()?;
+        let channel = self.node.manager().await?.manager.channel()?;
         Ok(ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 }

@@ -24,7 +24,6 @@ use crate::{
         },
     },
     engine::membership::{Change, Table},
-    types::NodeId,
 };
 
 /// Keeps the stream; may be aborted.
@@ -37,16 +36,16 @@ pub struct LinkTask<P> {
 }
 
 impl<P: Fn(Arc<Table>) + Send> LinkTask<P> {
-    /// Makes the task. `publish` makes the data plane use a table; `connected` holds the channel to
+    /// Makes the task, which goes on from `table`. `publish` makes the data plane use a table; `connected` holds the channel to
     /// the manager while there is one whose first snapshot came.
     pub fn new(
         manager: SocketAddr,
         tls: Arc<ClientConfig>,
-        node: NodeId,
+        table: Table,
         publish: P,
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
-        Self { manager, tls, table: Table::empty(node), publish, connected }
+        Self { manager, tls, table, publish, connected }
     }
 
     /// Keeps the stream open for as long as it is polled.

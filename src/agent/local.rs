@@ -79,11 +79,11 @@ impl proto::local_server::Local for Local {
             MemberInfo {
                 cluster_id: member.cluster.to_vec(),
                 node: Some((&member.node).into()),
-                manager_addr: member.manager.to_string(),
-                manager_connected: member.is_connected(),
+                manager_addr: member.manager.addr.to_string(),
+                manager_connected: member.manager.is_connected(),
                 revision: table.revision,
                 networks: count(table.networks.len()),
-                endpoints: count(member.endpoints().len()),
+                endpoints: count(member.attachments.list().len()),
                 peers: count(table.peers.len()),
             }
         });
@@ -100,12 +100,13 @@ impl proto::local_server::Local for Local {
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
         let member = self.node.member().await?;
-        member.attach(request.into_inner()).await.map(Response::new)
+        member.attachments.clone().attach(request.into_inner()).await.map(Response::new)
     }
 
     async fn detach(&self, request: Request<DetachRequest>) -> Answer<DetachResponse> {
         let member = self.node.member().await?;
-        let endpoint = member.detach(request.into_inner().reference).await?;
+        let reference = request.into_inner().reference;
+        let endpoint = member.attachments.clone().detach(reference).await?;
         Ok(Response::new(DetachResponse { endpoint: Some(endpoint) }))
     }
 
@@ -113,7 +114,7 @@ impl proto::local_server::Local for Local {
         &self,
         request: Request<ListLocalEndpointsRequest>,
     ) -> Answer<ListLocalEndpointsResponse> {
-        let mut endpoints = self.node.member().await?.endpoints();
+        let mut endpoints = self.node.member().await?.attachments.list();
         if let Some(network) = request.into_inner().network {
             endpoints.retain(|endpoint| endpoint.network == network);
         }

@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! overlayctl -> local -> node -> member -> link -> manager
-//!                                  |         `-> table -> dataplane
-//!                                  `-> attachments -> dataplane
+//!                                  |         `-> table -> dataplane, records
+//!                                  `-> attachments -> dataplane, records
 //! ```
 
 mod address;
+mod attachments;
 pub mod dataplane;
 mod device;
+mod end_watch;
 mod forward;
 mod identity;
 pub mod join;
@@ -18,6 +20,7 @@ mod local;
 mod member;
 mod namespace;
 mod node;
+mod records;
 mod selftest;
 mod session_thread;
 mod shared;
@@ -27,6 +30,8 @@ mod worker;
 
 pub use identity::Identity;
 pub use local::serve;
+pub use namespace::Target;
 pub use node::{Node, Options, StartManager, StopManager};
+pub use records::Records;
 pub use socket::Socket;
 pub use state_dir::StateDir;

@@ -1,15 +1,23 @@
-//! The TARGET of an attachment: a network namespace, found and told apart from others.
+//! The TARGET of an attachment: a network namespace, found, told apart from others, and held on to by
+//! what keeps it alive: a path or a process.
 
-use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::dataplane::Target;
-use crate::api::proto::attach_request;
+use serde::{Deserialize, Serialize};
 
-/// What tells one namespace from another while it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NamespaceId {
-    device: u64,
-    inode: u64,
+use crate::{api::proto::attach_request, io::netns::NamespaceId};
+
+/// What keeps a namespace alive, and leads to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// `netns:NAME` or `netns:/PATH`, as a path to the namespace.
+    Netns(PathBuf),
+    /// `pid:N`.
+    Pid(u32),
 }
 
 /// Why a target is none.
@@ -40,50 +48,81 @@ pub enum TargetError {
     },
 }
 
-/// Reads the target of a request.
-///
-/// # Errors
-/// It is none.
-pub fn target(requested: Option<attach_request::Target>) -> Result<Target, TargetError> {
-    match requested.ok_or(TargetError::Missing)? {
-        attach_request::Target::Pid(pid) => Ok(Target::Pid(pid)),
-        attach_request::Target::Netns(path) if path.starts_with('/') => {
-            Ok(Target::Netns(PathBuf::from(path)))
-        }
-        attach_request::Target::Netns(name) => {
-            if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-                return Err(TargetError::Name(name));
+impl Target {
+    /// Reads the target of a request.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn of(requested: Option<attach_request::Target>) -> Result<Self, TargetError> {
+        match requested.ok_or(TargetError::Missing)? {
+            attach_request::Target::Pid(pid) => Ok(Self::Pid(pid)),
+            attach_request::Target::Netns(path) if path.starts_with('/') => {
+                Ok(process_of(&path).map_or_else(|| Self::Netns(PathBuf::from(path)), Self::Pid))
             }
-            Ok(Target::Netns(PathBuf::from("/var/run/netns").join(name)))
+            attach_request::Target::Netns(name) => {
+                if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+                    return Err(TargetError::Name(name));
+                }
+                Ok(Self::Netns(PathBuf::from("/var/run/netns").join(name)))
+            }
+        }
+    }
+
+    /// Returns the path of the namespace.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Netns(path) => path.clone(),
+            Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
+        }
+    }
+
+    /// Finds the namespace.
+    ///
+    /// # Errors
+    /// It is not there, or is something else.
+    pub fn find(&self) -> Result<NamespaceId, TargetError> {
+        let path = self.path();
+        let shown = path.display().to_string();
+        let look = |path: &Path| match fs::metadata(path) {
+            Ok(metadata) => Ok(NamespaceId::of(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(match self {
+                Self::Pid(pid) => TargetError::NoProcess(*pid),
+                Self::Netns(_) => TargetError::NoNamespace(shown.clone()),
+            }),
+            Err(error) => Err(TargetError::Unreadable { path: shown.clone(), error }),
+        };
+        let found = look(&path)?;
+        let own = look(Path::new("/proc/self/ns/net"))?;
+        if found.device() != own.device() {
+            return Err(TargetError::Other(shown));
+        }
+        Ok(found)
+    }
+
+    /// Returns a target by which the namespace is found now: this one, or a process that is still in
+    /// it. `None` if it has ended, as far as can be told.
+    pub fn still(&self, namespace: NamespaceId) -> Option<Self> {
+        match self.find() {
+            Ok(found) if found == namespace => Some(self.clone()),
+            Ok(_) | Err(_) => process_in(namespace).map(Self::Pid),
         }
     }
 }
 
-/// Finds a target's namespace.
-///
-/// # Errors
-/// It is not there, or is something else.
-pub fn find(target: &Target) -> Result<NamespaceId, TargetError> {
-    let path = match target {
-        Target::Netns(path) => path.clone(),
-        Target::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-    };
-    let shown = path.display().to_string();
-    let look = |path: &PathBuf| match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(match target {
-            Target::Pid(pid) => TargetError::NoProcess(*pid),
-            Target::Netns(_) => TargetError::NoNamespace(shown.clone()),
-        }),
-        Err(error) => Err(TargetError::Unreadable { path: shown.clone(), error }),
-    };
-    let metadata = look(&path)?;
-    // All namespaces are files of one filesystem that holds nothing else.
-    let own = look(&PathBuf::from("/proc/self/ns/net"))?;
-    if metadata.dev() != own.dev() {
-        return Err(TargetError::Other(shown));
-    }
-    Ok(NamespaceId { device: metadata.dev(), inode: metadata.ino() })
+/// The process that a path of `/proc` is of: what is watched is the process.
+fn process_of(path: &str) -> Option<u32> {
+    path.strip_prefix("/proc/")?.strip_suffix("/ns/net")?.parse().ok()
+}
+
+/// Finds a process in a namespace. Looks at all there are, so it is only for when the one that was
+/// known has ended.
+fn process_in(namespace: NamespaceId) -> Option<u32> {
+    let processes = fs::read_dir("/proc").ok()?;
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.into_iter().find(|pid| {
+        let entry = fs::metadata(format!("/proc/{pid}/ns/net"));
+        entry.is_ok_and(|metadata| NamespaceId::of(&metadata) == namespace)
+    })
 }
 
 #[cfg(test)]
@@ -91,7 +130,7 @@ mod tests {
     use super::*;
 
     fn check(requested: attach_request::Target) -> Result<NamespaceId, String> {
-        target(Some(requested)).and_then(|t| find(&t)).map_err(|error| error.to_string())
+        Target::of(Some(requested)).and_then(|t| t.find()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -99,7 +138,18 @@ mod tests {
         let pid = std::process::id();
         let by_pid = check(attach_request::Target::Pid(pid)).unwrap();
         let path = format!("/proc/{pid}/ns/net");
-        assert_eq!(check(attach_request::Target::Netns(path)).unwrap(), by_pid);
+        assert_eq!(check(attach_request::Target::Netns(path.clone())).unwrap(), by_pid);
+        let target = Target::of(Some(attach_request::Target::Netns(path))).unwrap();
+        assert_eq!(target, Target::Pid(pid));
+    }
+
+    #[test]
+    fn a_namespace_is_found_by_whoever_is_in_it() {
+        let own = Target::Pid(std::process::id()).find().unwrap();
+        let gone = Target::Netns("/no/such/namespace".into());
+        assert!(matches!(gone.still(own), Some(Target::Pid(_))));
+        let ended = NamespaceId::of(&fs::metadata("/dev/null").unwrap());
+        assert_eq!(gone.still(ended), None);
     }
 
     #[test]
@@ -122,7 +172,7 @@ mod tests {
             "'../x' is no name of a network namespace; use netns:NAME, netns:/PATH or pid:N"
         );
         assert_eq!(
-            target(None).unwrap_err().to_string(),
+            Target::of(None).unwrap_err().to_string(),
             "no target is named; use netns:NAME, netns:/PATH or pid:N"
         );
     }

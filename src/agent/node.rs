@@ -32,7 +32,8 @@ use super::{
     address::{self, DataAddr},
     dataplane::{Config, Dataplane},
     join::{self, Introduction, Joined},
-    member::Member,
+    member::{Member, Parts},
+    records::{MemberRecord, Records},
 };
 use crate::{
     api::{
@@ -73,6 +74,7 @@ pub struct Node {
     pub options: Options,
     /// Its session key.
     pub identity: Identity,
+    records: Records,
     start_manager: StartManager,
     life: Mutex<Life>,
 }
@@ -85,8 +87,36 @@ enum Life {
 
 impl Node {
     /// Makes a node that is no member.
-    pub fn new(options: Options, identity: Identity, start_manager: StartManager) -> Self {
-        Self { options, identity, start_manager, life: Mutex::new(Life::Outside) }
+    pub fn new(
+        options: Options,
+        identity: Identity,
+        records: Records,
+        start_manager: StartManager,
+    ) -> Self {
+        Self { options, identity, records, start_manager, life: Mutex::new(Life::Outside) }
+    }
+
+    /// Goes on as the member that the process before was, if it was one.
+    ///
+    /// # Errors
+    /// What was kept cannot be read, or the data plane does not start.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        let mut life = self.life.lock().await;
+        let Some((record, credentials)) = self.records.member()? else { return Ok(()) };
+        let MemberRecord { cluster, node, manager, .. } = record;
+        let data_addr = node.data_addr;
+        let addresses = netlink::addresses().await?;
+        let data =
+            address::data_path(Some(&data_addr.ip().to_string()), data_addr.ip(), &addresses)
+                .with_context(|| {
+                    format!("this host no longer has {}; leave and join anew", data_addr.ip())
+                })?;
+        let joined = Joined { cluster, node, credentials };
+        let parts = self.parts(joined, manager, data_addr, data.mtu).await?;
+        let member = Member::resume(parts).await?;
+        info!(node = %member.node.name, %manager, "member as before");
+        *life = Life::Member(member, None);
+        Ok(())
     }
 
     /// Returns the membership.
@@ -180,7 +210,21 @@ impl Node {
 
         let (cluster_id, node) = (joined.cluster.to_vec(), (&joined.node).into());
         let (credentials, data_addr) = (joined.credentials.clone(), joined.node.data_addr);
-        match self.start_member(joined, manager, data_addr, data.mtu).await {
+        let record = MemberRecord {
+            cluster: joined.cluster,
+            node: joined.node.clone(),
+            manager,
+            listen_addr: None,
+        };
+        let started = async {
+            let member = self.start_member(joined, manager, data_addr, data.mtu).await?;
+            if let Err(error) = self.records.put_member(&record, &credentials) {
+                member.shutdown().await;
+                return Err(error);
+            }
+            Ok(member)
+        };
+        match started.await {
             Ok(member) => {
                 info!(node = %member.node.name, %manager, "joined");
                 *life = Life::Member(member, None);
@@ -286,6 +330,17 @@ impl Node {
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Arc<Member>> {
+        Member::start(self.parts(joined, manager, data_addr, underlay_mtu).await?).await
+    }
+
+    /// Starts the data plane of a member, and puts what belongs to it beside.
+    async fn parts(
+        &self,
+        joined: Joined,
+        manager: SocketAddr,
+        data_addr: SocketAddr,
+        underlay_mtu: u16,
+    ) -> anyhow::Result<Parts> {
         let (ended_sender, ended) = mpsc::channel::<EndpointId>(ENDED);
         let config = Config {
             node: joined.node.id,
@@ -299,11 +354,13 @@ impl Node {
             state_dir: self.options.state_dir.clone(),
         };
         // Opens sockets and starts threads.
+        let sender = ended_sender.clone();
         let dataplane =
-            tokio::task::spawn_blocking(move || Dataplane::start(config, ended_sender)).await?;
+            tokio::task::spawn_blocking(move || Dataplane::start(config, sender)).await?;
         let dataplane =
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
-        Member::start(joined, manager, dataplane, ended).await
+        let (ended, records) = ((ended_sender, ended), self.records.clone());
+        Ok(Parts { joined, manager, dataplane, ended, records })
     }
 }
 
@@ -318,7 +375,7 @@ impl Node {
             Role::Manager => Ok(member),
             Role::Worker => Err(Status::permission_denied(format!(
                 "this node is a worker; run this on the manager at {}",
-                member.manager
+                member.manager.addr
             ))),
         }
     }
@@ -416,7 +473,8 @@ mod tests {
     #[tokio::test]
     async fn outside_a_cluster_everything_names_the_way_in() {
         let folder = tempfile::tempdir().unwrap();
-        let identity = Identity::open(&super::super::StateDir::open(folder.path()).unwrap());
+        let state = Arc::new(super::super::StateDir::open(folder.path()).unwrap());
+        let identity = Identity::open(&state);
         let options = Options {
             state_dir: folder.path().to_owned(),
             workers: 1,
@@ -425,7 +483,7 @@ mod tests {
             hostname: "n1".into(),
         };
         let start: StartManager = Box::new(|_| Box::pin(async { bail!("not asked for") }));
-        let node = Arc::new(Node::new(options, identity.unwrap(), start));
+        let node = Arc::new(Node::new(options, identity.unwrap(), Records::new(state), start));
         let sentence = "this node is not a member of a cluster; make one with 'overlayctl init', or join one with 'overlayctl join'";
         assert_eq!(node.member().await.err().unwrap().message(), sentence);
         assert_eq!(node.manager().await.err().unwrap().message(), sentence);

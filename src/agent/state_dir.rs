@@ -15,6 +15,8 @@ use rustix::{
     io::Errno,
 };
 
+use crate::io::disk;
+
 /// A state folder that this process holds.
 #[derive(Debug)]
 pub struct StateDir {
@@ -85,22 +87,36 @@ impl StateDir {
         }
     }
 
+    /// Makes a folder in it that only its owner may look into, if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn folder(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.with_context(|| format!("make folder {}", path.display()))
+    }
+
+    /// Removes a file, if it is there.
+    ///
+    /// # Errors
+    /// It stays.
+    pub fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+        }
+    }
+
     /// Writes a file that only its owner may read, whole or not at all.
     ///
     /// # Errors
     /// It cannot be written; what was there before stays.
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        let (path, new) = (self.path.join(name), self.path.join(format!("{name}.new")));
-        let write = || {
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().with_context(|| format!("write {}", path.display()))
+        let path = self.path.join(name);
+        disk::replace(&path, bytes).with_context(|| format!("write {}", path.display()))
     }
 }
 

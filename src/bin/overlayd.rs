@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use overlay::{
     agent::{
-        Identity, Node, Options, Socket, StartManager, StateDir, StopManager, dataplane::check,
-        serve,
+        Identity, Node, Options, Records, Socket, StartManager, StateDir, StopManager,
+        dataplane::check, serve,
     },
     config::{Flags, Settings},
     manager::Manager,
@@ -42,7 +42,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     check()?;
-    let state = StateDir::open(&settings.state_dir)?;
+    let state = Arc::new(StateDir::open(&settings.state_dir)?);
     let identity = Identity::open(&state)?;
     let socket = Socket::bind(&settings.socket)?;
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -53,7 +53,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         rekey_interval: settings.rekey_interval,
         hostname,
     };
-    let node = Arc::new(Node::new(options, identity, start_manager()));
+    let node = Arc::new(Node::new(options, identity, Records::new(state), start_manager()));
+    node.resume().await?;
     let (stop, mut stopped) = watch::channel(false);
     let until_stopped = async move {
         // A dropped sender is a stop too.

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod end;
 pub mod netlink;
 pub mod netns;
 pub mod tun;

@@ -38,6 +38,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// What others find it by, if it has that.
+    pub alias: Option<String>,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Whether it is up.
@@ -156,6 +158,11 @@ impl Netlink {
         renamed.with_context(|| format!("name the interface {name}"))
     }
 
+    /// Takes a device away.
+    pub async fn delete(&self, index: u32) -> anyhow::Result<()> {
+        self.handle.link().del(index).execute().await.context("take the interface away")
+    }
+
     /// Brings a device up.
     pub async fn up(&self, index: u32) -> anyhow::Result<()> {
         let message = LinkUnspec::new_with_index(index).up().build();
@@ -241,6 +248,7 @@ fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
+        alias: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
@@ -248,6 +256,7 @@ fn read_link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             _ => {}
         }

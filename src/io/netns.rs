@@ -2,14 +2,16 @@
 //! no other thread ever finds itself somewhere else.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
-use crate::sys::enter_fresh_network_namespace;
 use anyhow::{Context as _, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::enter_fresh_network_namespace;
 
 /// An open network namespace. Holding it keeps the namespace alive.
 pub struct Namespace {
@@ -17,11 +19,23 @@ pub struct Namespace {
     path: PathBuf,
 }
 
-/// Tells two namespaces apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Tells two namespaces apart while both live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamespaceId {
     device: u64,
     inode: u64,
+}
+
+impl NamespaceId {
+    /// Reads what tells the namespace apart that a file stands for.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// Returns the filesystem; all namespaces are files of one that holds nothing else.
+    pub fn device(self) -> u64 {
+        self.device
+    }
 }
 
 impl Namespace {
@@ -35,7 +49,7 @@ impl Namespace {
     /// Returns what tells it apart.
     pub fn id(&self) -> anyhow::Result<NamespaceId> {
         let meta = self.file.metadata().context("look at the network namespace")?;
-        Ok(NamespaceId { device: meta.dev(), inode: meta.ino() })
+        Ok(NamespaceId::of(&meta))
     }
 
     /// Returns the open file.

@@ -1,5 +1,6 @@
-//! A TUN device's queue. The device lives as long as the queue: whatever namespace it was moved
-//! into, it is gone when this is dropped.
+//! A TUN device's queue. A device lives as long as its queue, whatever namespace it was moved into,
+//! unless it is kept: then it stays without a carrier, with its addresses and routes, until somebody
+//! takes it again.
 
 use std::{
     io::{self, IoSlice},
@@ -27,12 +28,35 @@ pub struct Tun {
 impl Tun {
     /// Makes a device in the calling thread's network namespace under a name that nobody has.
     pub fn create(offloads: Offloads) -> io::Result<Self> {
+        Self::open(NAME_PATTERN, offloads)
+    }
+
+    /// Takes a device of the calling thread's network namespace that was kept, or makes one of that
+    /// name. The namespace lives as long as the queue.
+    ///
+    /// # Errors
+    /// Among others, somebody holds the device.
+    pub fn open(name: &str, offloads: Offloads) -> io::Result<Self> {
         let (framing, (fd, name)) = if offloads.tun_vnet {
-            (Framing::Vnet, sys::open_vnet(NAME_PATTERN, offload_bits(offloads))?)
+            (Framing::Vnet, sys::open_vnet(name, offload_bits(offloads))?)
         } else {
-            (Framing::Plain, sys::open_plain(NAME_PATTERN)?)
+            (Framing::Plain, sys::open_plain(name)?)
         };
         Ok(Self { fd, name, framing })
+    }
+
+    /// Keeps the device when this queue is dropped. Until it is taken again nobody but who may
+    /// configure its network namespace can take it: its owner is a user that nobody is.
+    pub fn keep(&self) -> io::Result<()> {
+        // In a user namespace there may be no such user; root of it is who there is.
+        sys::set_owner(self.fd.as_fd(), NOBODY)
+            .or_else(|_| sys::set_owner(self.fd.as_fd(), rustix::process::geteuid().as_raw()))?;
+        sys::set_persistent(self.fd.as_fd(), true)
+    }
+
+    /// Lets the device end with this queue.
+    pub fn release(&self) -> io::Result<()> {
+        sys::set_persistent(self.fd.as_fd(), false)
     }
 
     /// Returns the name that the device was made under.
@@ -75,3 +99,5 @@ impl AsFd for Tun {
 }
 
 const NAME_PATTERN: &str = "ovl%d";
+/// Beside what `nobody` is on any distribution, since programs run as that one.
+const NOBODY: u32 = u32::MAX - 1;

@@ -2,8 +2,10 @@
 //! safe to misuse: the worst that a wrong argument gives is an error of the kernel.
 #![allow(unsafe_code)]
 
+mod async_fd;
 mod fresh_netns;
 pub mod tun;
 pub mod udp;
 
+pub use async_fd::readable;
 pub use fresh_netns::enter_fresh_network_namespace;

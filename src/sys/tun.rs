@@ -1,4 +1,4 @@
-//! Opening TUN queues. The offloaded queue is opened here, because tun-tap fixes its flags in C and
+//! Opening TUN queues, of new devices and of those that outlived their last holder. The offloaded queue is opened here, because tun-tap fixes its flags in C and
 //! cannot ask for IFF_VNET_HDR; the plain queue is tun-tap's.
 
 use std::{
@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
 };
@@ -25,9 +25,9 @@ pub mod offload {
     pub const USO6: u32 = libc::TUN_F_USO6;
 }
 
-/// Opens a new device with a virtio_net_hdr in front of each packet, one queue, non-blocking,
-/// without O_CLOEXEC gaps. `pattern` may contain `%d`; the device's name is returned. `offloads` are
-/// bits of [`offload`].
+/// Opens a device with a virtio_net_hdr in front of each packet, one queue, non-blocking, without
+/// O_CLOEXEC gaps. `pattern` may contain `%d`, for a new device; the device's name is returned. A
+/// device of that name that nobody holds is taken as it is. `offloads` are bits of [`offload`].
 pub fn open_vnet(pattern: &str, offloads: u32) -> io::Result<(OwnedFd, String)> {
     let file = OpenOptions::new()
         .read(true)
@@ -56,7 +56,8 @@ fn set_offloads(file: &File, offloads: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
 }
 
-/// Opens a new device without any header or offload, by tun-tap, non-blocking.
+/// Opens a device without any header or offload, by tun-tap, non-blocking; the name is as for
+/// [`open_vnet`].
 pub fn open_plain(pattern: &str) -> io::Result<(OwnedFd, String)> {
     let device = tun_tap::Iface::without_packet_info(pattern, tun_tap::Mode::Tun)?;
     device.set_non_blocking()?;
@@ -66,6 +67,21 @@ pub fn open_plain(pattern: &str) -> io::Result<(OwnedFd, String)> {
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok((fd, name))
+}
+
+/// Makes a device outlive its holder, or end with it.
+pub fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+    let value = libc::c_ulong::from(persistent);
+    // SAFETY: the descriptor is open, and TUNSETPERSIST takes its flag by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETPERSIST, value) })
+}
+
+/// Lets only this user take the device while nobody holds it, beside those who may configure its
+/// network namespace.
+pub fn set_owner(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    let value = libc::c_ulong::from(uid);
+    // SAFETY: the descriptor is open, and TUNSETOWNER takes the user by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOWNER, value) })
 }
 
 fn interface_request(pattern: &str) -> io::Result<libc::ifreq> {

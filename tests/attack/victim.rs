@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use overlay::{
-    agent::dataplane::{Config, Dataplane, DefaultRoute, Target},
+    agent::{
+        Target,
+        dataplane::{Config, Dataplane, DefaultRoute},
+    },
     engine::{membership::Table, session::public_key},
     types::{
         DropCounts, DropReason, Encap, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads,

@@ -3,6 +3,12 @@
 
     tcp-serve ADDR PORT               takes connections; answers each with the SHA-256 of what came
     tcp-send ADDR PORT BYTES [MARK]   sends bytes (random, or MARK again and again); fails unless the answer agrees
+    tcp-echo ADDR PORT                takes connections, each sends back what comes
+    tcp-talk ADDR PORT GAP FILE [WAKE]  one connection: says something every GAP seconds (or once WAKE is there), checks
+                                      what comes back, and writes to FILE how often that was right
+    udp-flow ADDR PORT GAP            sends a datagram every GAP seconds, and takes no notice of errors
+    udp-count ADDR PORT FILE          writes to FILE how many datagrams came
+    take-tun NAME [UID]               tries, as that user, to take an interface that nobody holds
     udp-echo ADDR PORT                sends back what comes
     udp-check ADDR PORT SIZE...       sends a datagram of each size and checks what comes back, byte by byte
     udp-train ADDR PORT SIZE COUNT    sends datagrams of SIZE in one call (UDP_SEGMENT); all must come back
@@ -11,11 +17,14 @@
     pcap-mss FILE SOURCE              the MSS of every SYN sent by SOURCE, sorted, each once
     pcap-count FILE MTU SOURCE        packets and bytes sent by SOURCE, super-packets split as for MTU
 """
+import fcntl
 import hashlib
 import os
 import socket
 import struct
 import sys
+import threading
+import time
 
 UDP_SEGMENT = 103
 
@@ -59,6 +68,78 @@ def tcp_send(addr, port, size, mark=""):
             answer += data
     if answer != digest.digest():
         sys.exit(f"what arrived has SHA-256 {answer.hex()}, sent was {digest.hexdigest()}")
+
+
+def write(path, number):
+    with open(path + ".new", "w") as file:
+        file.write(str(number))
+    os.rename(path + ".new", path)
+
+
+def tcp_echo(addr, port):
+    def serve(stream):
+        while data := stream.recv(1 << 16):
+            stream.sendall(data)
+
+    with socket.create_server((addr, int(port)), family=family(addr)) as server:
+        print("ready", flush=True)
+        while True:
+            stream, _ = server.accept()
+            threading.Thread(target=serve, args=(stream,), daemon=True).start()
+
+
+def tcp_talk(addr, port, gap, path, wake=None):
+    count = 0
+    with socket.create_connection((addr, int(port)), timeout=60) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            said = struct.pack("!Q", count) * 25
+            stream.sendall(said)
+            back = b""
+            while len(back) < len(said):
+                back += stream.recv(len(said) - len(back)) or sys.exit("the connection ended")
+            if back != said:
+                sys.exit("other bytes came back")
+            count += 1
+            write(path, count)
+            if count == 1:
+                print("ready", flush=True)
+            until = time.monotonic() + float(gap)
+            while time.monotonic() < until and not (wake and os.path.exists(wake)):
+                time.sleep(min(0.05, float(gap)))
+
+
+def udp_flow(addr, port, gap):
+    with socket.socket(family(addr), socket.SOCK_DGRAM) as sock:
+        while True:
+            try:
+                sock.sendto(b"x" * 100, (addr, int(port)))
+            except OSError:
+                pass
+            time.sleep(float(gap))
+
+
+def udp_count(addr, port, path):
+    with socket.socket(family(addr), socket.SOCK_DGRAM) as sock:
+        sock.bind((addr, int(port)))
+        print("ready", flush=True)
+        count = 0
+        while True:
+            sock.recv(65535)
+            count += 1
+            write(path, count)
+
+
+def take_tun(name, uid=None):
+    tun_tap_set_iff, tun, no_pi, vnet_hdr = 0x400454CA, 1, 0x1000, 0x4000
+    with open("/dev/net/tun", "r+b", buffering=0) as file:
+        if uid:
+            os.setgroups([])
+            os.setuid(int(uid))
+        try:
+            fcntl.ioctl(file, tun_tap_set_iff, struct.pack("16sH22x", name.encode(), tun | no_pi | vnet_hdr))
+        except OSError as error:
+            sys.exit(error.strerror)
 
 
 def udp_echo(addr, port):
@@ -181,7 +262,8 @@ def pcap_count(path, mtu, source):
 
 
 VERBS = {
-    "tcp-serve": tcp_serve, "tcp-send": tcp_send, "udp-echo": udp_echo, "udp-check": udp_check,
+    "tcp-serve": tcp_serve, "tcp-send": tcp_send, "tcp-echo": tcp_echo,
+    "tcp-talk": tcp_talk, "udp-flow": udp_flow, "udp-count": udp_count, "take-tun": take_tun, "udp-echo": udp_echo, "udp-check": udp_check,
     "udp-train": udp_train,
     "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-count": pcap_count,
 }

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::Change;
 use crate::types::{Endpoint, EndpointId, Network, NetworkId, NodeId, Peer, Revision};
 
 /// Everything that this node must know of the cluster, at one revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The node whose table this is.
     pub node: NodeId,

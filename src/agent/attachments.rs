@@ -1,0 +1,392 @@
+//! The endpoints of this node's containers.
+//!
+//! An endpoint is in three places: the cluster's state, a record on disk, and a device in the
+//! container. They are made in this order and ended in the other, one at a time:
+//!
+//! ```text
+//! attach:  cluster -> record (no interface) -> device -> record (with it)
+//! detach:  device -> cluster -> record
+//! ```
+//! What fails half-way is undone at once. What could not be undone, because the manager was away or
+//! this process ended, is when the next one starts, or the manager is back.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context as _;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tonic::{Code, Status};
+use tracing::{debug, info, warn};
+
+use super::{
+    dataplane::{Dataplane, DefaultRoute},
+    end_watch::EndWatch,
+    member::Manager,
+    namespace::{Target, TargetError},
+    records::{EndpointRecord, Interface, Records},
+};
+use crate::{
+    api::proto::{
+        AttachRequest, AttachResponse, AwaitAcknowledgedRequest, CreateEndpointRequest,
+        LocalEndpoint, RemoveEndpointRequest, attachment_client::AttachmentClient,
+    },
+    engine::{
+        cluster::{Kind, resolve},
+        membership::Table,
+    },
+    io::netns::NamespaceId,
+    types::{Endpoint, EndpointId, Network, Node},
+};
+
+/// All of them.
+pub struct Attachments {
+    node: Node,
+    manager: Manager,
+    dataplane: Arc<Dataplane>,
+    records: Records,
+    watch: Arc<EndWatch>,
+    table: watch::Receiver<Arc<Table>>,
+    held: Mutex<BTreeMap<EndpointId, EndpointRecord>>,
+    /// Held while an endpoint is made or ended, so that one is never undone by another's cleaning.
+    turn: AsyncMutex<()>,
+}
+
+impl EndpointRecord {
+    /// Why the same namespace is not attached to the same network again.
+    fn refusal(&self) -> Status {
+        Status::already_exists(format!(
+            "the target is on network {} already, as endpoint {}; detach that one first",
+            self.network.name, self.endpoint.name
+        ))
+    }
+}
+
+impl Attachments {
+    /// A node's endpoints, none yet.
+    pub fn new(
+        node: Node,
+        manager: Manager,
+        dataplane: Arc<Dataplane>,
+        records: Records,
+        watch: Arc<EndWatch>,
+        table: watch::Receiver<Arc<Table>>,
+    ) -> Self {
+        let (held, turn) = (Mutex::default(), AsyncMutex::default());
+        Self { node, manager, dataplane, records, watch, table, held, turn }
+    }
+
+    /// Takes the devices of the endpoints that the process before left. Those whose container has
+    /// ended are forgotten; the cluster hears of that when the manager is there.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn restore(&self) -> anyhow::Result<()> {
+        let _turn = self.turn.lock().await;
+        let (records, damaged) = self.records.endpoints()?;
+        for error in damaged {
+            warn!(error = format!("{error:#}"), "an endpoint is lost");
+        }
+        let found = records.len();
+        for (id, record) in records {
+            match self.restore_one(&record).await {
+                Ok(Some(target)) => {
+                    self.watch.watch(id, target.clone(), record.namespace);
+                    self.held().insert(id, EndpointRecord { target, ..record });
+                }
+                Ok(None) => {
+                    info!(endpoint = %record.endpoint.name, "its container ended meanwhile");
+                    self.forget(id);
+                }
+                // The record stays: what is in the way may be gone at the next start.
+                Err(error) => warn!(
+                    endpoint = %record.endpoint.name,
+                    error = format!("{error:#}"),
+                    "an endpoint's interface is not forwarded"
+                ),
+            }
+        }
+        if found > 0 {
+            info!(endpoints = self.held().len(), of = found, "endpoints taken over");
+        }
+        Ok(())
+    }
+
+    async fn restore_one(&self, record: &EndpointRecord) -> anyhow::Result<Option<Target>> {
+        let Some(target) = record.target.still(record.namespace) else { return Ok(None) };
+        let id = record.endpoint.id;
+        let Some(interface) = record.interface.clone() else {
+            // The attachment was cut off by the end of the process; nobody was told that it is there.
+            self.dataplane.clear(id, &target).await?;
+            return Ok(None);
+        };
+        let taken = self.dataplane.take(record.network.id, id, &target, interface).await?;
+        Ok(taken.map(|()| target))
+    }
+
+    /// Attaches a container. Once begun it is ended, done or undone, even if nobody waits for it.
+    ///
+    /// # Errors
+    /// The request is refused; nothing is left of it.
+    pub async fn attach(self: Arc<Self>, request: AttachRequest) -> Result<AttachResponse, Status> {
+        let task = tokio::spawn(async move { self.attach_now(request).await });
+        task.await.map_err(|error| Status::internal(format!("attaching broke off: {error}")))?
+    }
+
+    async fn attach_now(&self, mut request: AttachRequest) -> Result<AttachResponse, Status> {
+        let bad = |error: TargetError| Status::invalid_argument(error.to_string());
+        let target = Target::of(request.target.take()).map_err(bad)?;
+        let namespace = target.find().map_err(bad)?;
+        if let Some(interface) = &request.interface {
+            check_interface(interface)?;
+        }
+        let turn = self.turn.lock().await;
+        // The cheap look before an address is spent; ids' starts are found out after.
+        let named = |other: &&EndpointRecord| other.network.name.as_str() == request.network;
+        if let Some(twice) = self.held_in(namespace).iter().find(named) {
+            return Err(twice.refusal());
+        }
+        let mut client = AttachmentClient::new(self.manager.channel()?);
+        let create = CreateEndpointRequest {
+            network: request.network.clone(),
+            name: request.name.clone(),
+            addresses: request.addresses.clone(),
+            aliases: request.aliases.clone(),
+        };
+        let created = client.create_endpoint(create).await?.into_inner();
+        let bent = || Status::internal("the manager's answer is not whole");
+        let endpoint: Endpoint = created.endpoint.ok_or_else(bent)?.try_into()?;
+        let network: Network = created.network.ok_or_else(bent)?.try_into()?;
+        let (id, network_id, revision) = (endpoint.id, network.id, created.revision);
+        let mut record =
+            EndpointRecord { endpoint, network, revision, target, namespace, interface: None };
+        if let Err(error) = self.make(&mut record, &request).await {
+            self.remove(id).await;
+            self.forget(id);
+            return Err(error);
+        }
+        let shown = self.shown(&record);
+        info!(endpoint = %record.endpoint.name, network = %record.network.name, "attached");
+        self.held().insert(id, record);
+        drop(turn);
+        let network = network_id.to_bytes().to_vec();
+        let wait = AwaitAcknowledgedRequest { network, revision };
+        // The endpoint works whether or not the others could be asked.
+        let lagging = match client.await_acknowledged(wait).await {
+            Ok(answer) => answer.into_inner().lagging,
+            Err(status) => {
+                warn!(error = status.message(), "whether all nodes know is not known");
+                Vec::new()
+            }
+        };
+        Ok(AttachResponse { endpoint: Some(shown), lagging })
+    }
+
+    /// Makes the device of an endpoint that the cluster has already, and its record around that.
+    async fn make(
+        &self,
+        record: &mut EndpointRecord,
+        request: &AttachRequest,
+    ) -> Result<(), Status> {
+        let here = self.held_in(record.namespace);
+        if let Some(twice) = here.iter().find(|other| other.network.id == record.network.id) {
+            return Err(twice.refusal());
+        }
+        let default_route = match (request.default_route, record.network.internal) {
+            (true, _) => DefaultRoute::Replace,
+            (false, false) => DefaultRoute::IfFree,
+            (false, true) => DefaultRoute::Leave,
+        };
+        let refused = |error: anyhow::Error| Status::failed_precondition(format!("{error:#}"));
+        self.put(record).map_err(refused)?;
+        let EndpointRecord { network, endpoint, target, .. } = &*record;
+        let interface = request.interface.as_deref();
+        let made = self.dataplane.attach(network, endpoint, target, interface, default_route).await;
+        record.interface = Some(made.map_err(refused)?);
+        if let Err(error) = self.put(record) {
+            if let Err(error) = self.dataplane.detach(record.endpoint.id).await {
+                warn!(error = format!("{error:#}"), "an interface without a record is left");
+            }
+            return Err(refused(error));
+        }
+        Ok(())
+    }
+
+    /// Detaches an endpoint of this node, by name, id or the start of an id.
+    ///
+    /// # Errors
+    /// It is none of this node's, or its device stays.
+    pub async fn detach(self: Arc<Self>, reference: String) -> Result<LocalEndpoint, Status> {
+        let task = tokio::spawn(async move {
+            let id = self.find(&reference)?;
+            let _turn = self.turn.lock().await;
+            let record = self.held().get(&id).cloned();
+            let record = record.ok_or_else(|| Status::not_found("it ended just now"))?;
+            let ended = self.end(id).await;
+            ended.map_err(|error| Status::internal(format!("{error:#}")))?;
+            info!(endpoint = %record.endpoint.name, "detached");
+            Ok(self.shown(&record))
+        });
+        task.await.map_err(|error| Status::internal(format!("detaching broke off: {error}")))?
+    }
+
+    /// Lists the endpoints by network and name.
+    pub fn list(&self) -> Vec<LocalEndpoint> {
+        let mut endpoints: Vec<LocalEndpoint> =
+            self.held().values().map(|record| self.shown(record)).collect();
+        endpoints.sort_by(|a, b| (&a.network, &a.name).cmp(&(&b.network, &b.name)));
+        endpoints
+    }
+
+    /// Ends all of them, for the node leaves the cluster.
+    ///
+    /// # Errors
+    /// A device stays.
+    pub async fn end_all(&self) -> anyhow::Result<()> {
+        let _turn = self.turn.lock().await;
+        let all: Vec<EndpointId> = self.held().keys().copied().collect();
+        for id in all {
+            self.end(id).await?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, reference: &str) -> Result<EndpointId, Status> {
+        let held = self.held();
+        let named = held.values().map(|record| (record.endpoint.id, &record.endpoint.name));
+        resolve(Kind::Endpoint, reference, named)
+            .map_err(|refusal| Status::not_found(refusal.to_string()))
+    }
+
+    /// Takes an endpoint away here and in the cluster. The caller holds the turn.
+    async fn end(&self, id: EndpointId) -> anyhow::Result<()> {
+        self.dataplane.detach(id).await.with_context(|| format!("take endpoint {id} away"))?;
+        self.remove(id).await;
+        self.forget(id);
+        Ok(())
+    }
+
+    /// Forgets an endpoint whose device is gone.
+    fn forget(&self, id: EndpointId) {
+        self.watch.forget(id);
+        self.held().remove(&id);
+        if let Err(error) = self.records.remove_endpoint(id) {
+            warn!(endpoint = %id, error = format!("{error:#}"), "the record of an endpoint stays");
+        }
+    }
+
+    /// Takes an endpoint out of the cluster; if the manager is away, it is done when it is back.
+    async fn remove(&self, id: EndpointId) {
+        let request = RemoveEndpointRequest { endpoint: id.to_bytes().to_vec() };
+        let removed = match self.manager.channel() {
+            Ok(channel) => {
+                AttachmentClient::new(channel).remove_endpoint(request).await.map(|_| ())
+            }
+            Err(status) => Err(status),
+        };
+        match removed {
+            Ok(()) => {}
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => {
+                warn!(endpoint = %id, error = status.message(), "endpoint stays in the cluster until the manager is back");
+            }
+        }
+    }
+
+    /// The namespace of an endpoint ended, or has ended for everybody but us.
+    pub async fn handle_ended(&self, id: EndpointId) {
+        let _turn = self.turn.lock().await;
+        let Some(record) = self.held().get(&id).cloned() else { return };
+        if let Err(error) = self.dataplane.detach(id).await {
+            debug!(endpoint = %id, error = format!("{error:#}"), "nothing to take away");
+        }
+        self.remove(id).await;
+        self.forget(id);
+        info!(endpoint = %record.endpoint.name, "its namespace ended");
+    }
+
+    /// Makes the cluster and this node agree, now that there is a new table: takes those endpoints out
+    /// of the cluster that it has of this node and the node has not, and those off this node that
+    /// the cluster has ended.
+    pub async fn reconcile(&self) {
+        let _turn = self.turn.lock().await;
+        let table = self.table.borrow().clone();
+        let own = table.endpoints.values().filter(|endpoint| endpoint.node == self.node.id);
+        for endpoint in own {
+            if !self.held().contains_key(&endpoint.id) {
+                self.remove(endpoint.id).await;
+            }
+        }
+        let ended = |record: &&EndpointRecord| {
+            record.revision <= table.revision && !table.endpoints.contains_key(&record.endpoint.id)
+        };
+        let ended: Vec<EndpointRecord> = self.held().values().filter(ended).cloned().collect();
+        for EndpointRecord { endpoint, .. } in ended {
+            warn!(endpoint = %endpoint.name, "the cluster has ended this endpoint");
+            if let Err(error) = self.end(endpoint.id).await {
+                warn!(error = format!("{error:#}"), "its interface stays");
+            }
+        }
+    }
+
+    fn shown(&self, record: &EndpointRecord) -> LocalEndpoint {
+        let EndpointRecord { endpoint, network, interface, .. } = record;
+        LocalEndpoint {
+            id: endpoint.id.to_bytes().to_vec(),
+            name: endpoint.name.to_string(),
+            network: network.name.to_string(),
+            node: self.node.name.to_string(),
+            addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+            aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
+            interface: interface.as_ref().map(|interface| interface.name.clone()),
+            mtu: interface.as_ref().map(|Interface { mtu, .. }| u32::from(*mtu)),
+        }
+    }
+
+    fn put(&self, record: &EndpointRecord) -> anyhow::Result<()> {
+        tokio::task::block_in_place(|| self.records.put_endpoint(record))
+    }
+
+    fn held_in(&self, namespace: NamespaceId) -> Vec<EndpointRecord> {
+        let held = self.held();
+        held.values().filter(|other| other.namespace == namespace).cloned().collect()
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<EndpointId, EndpointRecord>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Checks a chosen interface name as the kernel would, before anything is made.
+fn check_interface(name: &str) -> Result<(), Status> {
+    let allowed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%');
+    let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
+    match fits && name.bytes().all(allowed) {
+        true => Ok(()),
+        false => Err(Status::invalid_argument(format!(
+            "'{name}' is no interface name; use 1 to 15 letters, digits, '-', '_' or '.'"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_are_checked() {
+        for good in ["eth0", "a", "net-1.2_x", "abcdefghijklmno"] {
+            assert!(check_interface(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "a/b", "a:b", "abcdefghijklmnop", "ü", "eth%d"] {
+            let error = check_interface(bad).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!(
+                    "'{bad}' is no interface name; use 1 to 15 letters, digits, '-', '_' or '.'"
+                )
+            );
+        }
+    }
+}
