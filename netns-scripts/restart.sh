@@ -61,7 +61,7 @@ say "$rounds rounds: the busy connection made $(count "$WORK/said") exchanges, t
 # these end while there is an agent to carry that.
 for pid in $(ip netns pids "$(full c1)"); do kill -KILL "$pid"; wait_until 5 gone "$pid"; done
 closed() { [ -z "$(in_ns c1 ss -Htn state all exclude time-wait)" ]; }
-wait_until 30 closed
+wait_until 10 closed
 
 # An interface keeps its name, MTU and addresses, and nobody but root of the host takes it meanwhile.
 kill -KILL "$(pid_of 2)"

@@ -12,9 +12,10 @@ use crate::{
         proto::{
             self, AttachRequest, AttachResponse, Counters, DetachRequest, DetachResponse,
             EndpointTraffic, InfoRequest, InfoResponse, InitRequest, InitResponse,
-            JoinClusterRequest, JoinClusterResponse, ListLocalEndpointsRequest,
-            ListLocalEndpointsResponse, ListPeersRequest, ListPeersResponse, MemberInfo,
-            StatsRequest, StatsResponse, control_server::ControlServer, local_server::LocalServer,
+            JoinClusterRequest, JoinClusterResponse, LeaveClusterRequest, LeaveClusterResponse,
+            ListLocalEndpointsRequest, ListLocalEndpointsResponse, ListPeersRequest,
+            ListPeersResponse, MemberInfo, StatsRequest, StatsResponse,
+            control_server::ControlServer, local_server::LocalServer,
         },
     },
     types::{DropCounts, PacketsBytes, PeerStatus, Traffic},
@@ -63,6 +64,13 @@ impl proto::local_server::Local for Local {
         request: Request<JoinClusterRequest>,
     ) -> Answer<JoinClusterResponse> {
         self.node.clone().join(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn leave_cluster(
+        &self,
+        request: Request<LeaveClusterRequest>,
+    ) -> Answer<LeaveClusterResponse> {
+        self.node.clone().leave(request.into_inner()).await.map(Response::new)
     }
 
     async fn info(&self, _request: Request<InfoRequest>) -> Answer<InfoResponse> {

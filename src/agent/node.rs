@@ -1,10 +1,10 @@
 //! A node's life.
 //!
 //! ```text
-//!            init, join
-//! outside ----------------> member
-//!    ^   (one at a time)      |
-//!    '---- the daemon ends ---'
+//!            init, join           the daemon ends
+//! outside ----------------> member ---------------> member (on disk)
+//!    ^   (one at a time)      | ^                        |
+//!    '--------- leave --------' '---- it starts again ---'
 //! ```
 //!
 //! What fails on the way in is undone: no data port stays taken, no manager runs, and no node stays
@@ -38,7 +38,10 @@ use super::{
 use crate::{
     api::{
         DEFAULT_PORT, Founded, Founding, JoinToken, channel,
-        proto::{InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse},
+        proto::{
+            InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
+            LeaveClusterRequest, LeaveClusterResponse,
+        },
         tls,
     },
     io::netlink::{self, InterfaceAddr},
@@ -242,6 +245,57 @@ impl Node {
         }
     }
 
+    /// Leaves the cluster: its containers lose their interfaces, and nothing of the membership is
+    /// kept. Once begun it is ended even if nobody waits for it.
+    ///
+    /// # Errors
+    /// It says why not; the node is as it was, or has fewer endpoints.
+    pub async fn leave(
+        self: Arc<Self>,
+        request: LeaveClusterRequest,
+    ) -> Result<LeaveClusterResponse, Status> {
+        let task = tokio::spawn(async move { self.leave_now(request).await });
+        task.await.map_err(|error| Status::internal(format!("leaving broke off: {error}")))?
+    }
+
+    async fn leave_now(
+        &self,
+        request: LeaveClusterRequest,
+    ) -> Result<LeaveClusterResponse, Status> {
+        let mut life = self.life.lock().await;
+        let Life::Member(member, stop) = &mut *life else {
+            return Err(Status::failed_precondition(
+                "this node is not a member of a cluster; there is nothing to leave",
+            ));
+        };
+        if stop.is_some() && !request.force {
+            return Err(Status::failed_precondition(
+                "this node is the only manager, and the cluster ends with it; use --force if that is meant",
+            ));
+        }
+        member.attachments.end_all().await.map_err(refused)?;
+        let told = match stop {
+            // Nobody is left to hear it.
+            Some(_) => Ok(()),
+            None => match member.manager.channel() {
+                Ok(channel) => join::leave(channel).await,
+                Err(status) => Err(status),
+            },
+        };
+        let node = (&member.node).into();
+        member.shutdown().await;
+        if let Some(stop) = stop.take() {
+            stop().await;
+        }
+        *life = Life::Outside;
+        self.records.forget_member().map_err(refused)?;
+        info!("left the cluster");
+        Ok(LeaveClusterResponse {
+            node: Some(node),
+            not_told: told.err().map(|status| status.message().to_owned()),
+        })
+    }
+
     /// Ends the membership, the manager, and with them the node.
     pub async fn shutdown(&self) {
         let life = std::mem::replace(&mut *self.life.lock().await, Life::Over);
@@ -386,7 +440,7 @@ fn check_outside(life: &Life) -> Result<(), Status> {
         Life::Outside => Ok(()),
         Life::Over => Err(Status::unavailable("this overlayd is ending; start it again")),
         Life::Member(member, _) => Err(Status::already_exists(format!(
-            "this node is a member of a cluster already, as {}; end this overlayd to leave it",
+            "this node is a member of a cluster already, as {}; use 'overlayctl leave' first",
             member.node.name
         ))),
     }

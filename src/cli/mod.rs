@@ -6,6 +6,7 @@ mod client;
 mod cluster;
 mod endpoint;
 mod failure;
+mod leave;
 mod network;
 mod node;
 mod output;
@@ -57,6 +58,8 @@ enum Command {
     Network(network::Command),
     /// Put a container on a network
     Attach(attach::Attach),
+    /// Take this node out of its cluster
+    Leave(leave::Leave),
     /// Take a container off a network
     Detach(attach::Detach),
     /// The attachments of containers
@@ -97,6 +100,7 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Init(init) => init.execute(client, format).await?,
         Command::Join(join) => join.execute(client, format).await?,
         Command::JoinToken(token) => token.execute(client, format).await?,
+        Command::Leave(leave) => leave.execute(client, format).await?,
         Command::Info => cluster::info(client, format).await?,
         Command::Node(command) => command.execute(client, format).await?,
         Command::Network(command) => command.execute(client, format).await?,
@@ -152,6 +156,7 @@ mod tests {
         check("init --default-addr-pool 10.0.0.0/8 --default-addr-pool-mask-length 24 --name n1");
         check("join --token T 192.0.2.1:2377 --advertise-addr eth0 --name n2");
         check("join-token worker -q");
+        check("leave --force");
         check("info --json");
         check("--json --socket /tmp/s node ls");
         check("network create blue --subnet 10.1.0.0/24 --subnet fd00::/64 --gateway 10.1.0.9");

@@ -78,8 +78,9 @@ def write(path, number):
 
 def tcp_echo(addr, port):
     def serve(stream):
-        while data := stream.recv(1 << 16):
-            stream.sendall(data)
+        with stream:
+            while data := stream.recv(1 << 16):
+                stream.sendall(data)
 
     with socket.create_server((addr, int(port)), family=family(addr)) as server:
         print("ready", flush=True)
