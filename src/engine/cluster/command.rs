@@ -1,14 +1,18 @@
 //! What the log holds and what applying it gives. Ids and other random values were drawn by the
 //! proposer and stand in the command, so that every replica comes to the same state.
+//!
+//! Commands are read again for as long as they stand in a log: a new field has a `serde` default
+//! that means what its absence meant.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni};
 
 /// One entry of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Makes the cluster; always the first.
     CreateCluster(Cluster),
@@ -39,7 +43,7 @@ pub enum Command {
 }
 
 /// What holds for the whole cluster for as long as it lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// The cluster's identity.
     pub id: [u8; 16],
@@ -54,7 +58,7 @@ pub struct Cluster {
 }
 
 /// See [`Command::RegisterNode`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegisterNode {
     /// The node as it will stand in the state.
     pub node: Node,
@@ -65,7 +69,7 @@ pub struct RegisterNode {
 }
 
 /// What to do if a node's name is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NameChoice {
     /// The operator chose it: refuse.
     Exact,
@@ -74,7 +78,7 @@ pub enum NameChoice {
 }
 
 /// See [`Command::CreateNetwork`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateNetwork {
     /// Its identity.
     pub id: NetworkId,
@@ -97,7 +101,7 @@ pub struct CreateNetwork {
 }
 
 /// Whether a network without a chosen IPv6 subnet gets one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ipv6 {
     /// It gets a /64 of the cluster's /48.
     Automatic,
@@ -106,7 +110,7 @@ pub enum Ipv6 {
 }
 
 /// See [`Command::CreateEndpoint`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateEndpoint {
     /// Its identity.
     pub id: EndpointId,

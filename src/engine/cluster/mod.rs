@@ -23,6 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     command::{
@@ -36,8 +37,8 @@ pub use self::{
 use self::{network::NetworkEntry, serial::Serial};
 use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Revision};
 
-/// Everything that the cluster knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Everything that the cluster knows. A snapshot of the log is this, as `serde` writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     revision: Revision,
     founded: Option<Founded>,
@@ -51,7 +52,7 @@ pub struct State {
 }
 
 /// The cluster's settings, and what is handed out cluster-wide.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Founded {
     cluster: Cluster,
     vnis: Serial<NetworkId>,

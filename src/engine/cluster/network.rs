@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Applied, Cluster, CreateNetwork, Event, Ipv6, Kind, Outcome, Refusal, State,
@@ -13,7 +14,7 @@ use super::{
 use crate::types::{Encap, EndpointId, Name, Network, NetworkId, Vni};
 
 /// A network with what is handed out on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NetworkEntry {
     pub network: Network,
     /// One a subnet, in the subnets' order.
@@ -24,7 +25,7 @@ pub(super) struct NetworkEntry {
 }
 
 /// Which of a network's subnets are the cluster's to take back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Automatic {
     ipv4: Option<u128>,
     ipv6: Option<u128>,

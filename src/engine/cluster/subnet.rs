@@ -3,19 +3,20 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 
 use super::{Refusal, serial::Serial};
 use crate::types::EndpointId;
 
 /// Who has an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Holder {
     Gateway,
     Endpoint(EndpointId),
 }
 
 /// The addresses of one subnet of one network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AddressPool {
     pub subnet: IpNet,
     pub numbers: Serial<Holder>,

@@ -500,6 +500,22 @@ proptest! {
     }
 
     #[test]
+    fn commands_and_states_are_read_as_they_were_written(
+        commands in prop::collection::vec(command(), 1..60)
+    ) {
+        let mut log = Log::new();
+        log.network(CreateNetwork { ipv6: Ipv6::Automatic, vni: Vni::new(7), ..net(9) });
+        for command in commands {
+            let command = aimed(&log.state, command);
+            let json = serde_json::to_vec(&command).unwrap();
+            prop_assert_eq!(&serde_json::from_slice::<Command>(&json).unwrap(), &command);
+            let _ = log.apply(command);
+        }
+        let json = serde_json::to_vec(&log.state).unwrap();
+        prop_assert_eq!(&serde_json::from_slice::<State>(&json).unwrap(), &log.state);
+    }
+
+    #[test]
     fn no_address_is_given_twice_and_every_one_comes_back(
         commands in prop::collection::vec(command(), 1..200)
     ) {
