@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 static PLANTED: AtomicU8 = AtomicU8::new(NONE);
 
-/// Plants `alloc` (a box a packet), `copy` (a copy of the payload a packet) or `index` (an index
-/// that the parser of inner packets does not check); anything else, none.
+/// Plants `alloc` (a box a packet), `copy` (a copy of the payload a packet), `index` (an index
+/// that the parser of inner packets does not check) or `acknowledge` (a command is acknowledged
+/// before it is durable); anything else, none.
 pub fn set(defect: &str) {
     let number = match defect {
         "alloc" => ALLOC,
         "copy" => COPY,
         "index" => INDEX,
+        "acknowledge" => ACKNOWLEDGE,
         _ => NONE,
     };
     PLANTED.store(number, Relaxed);
@@ -39,7 +41,13 @@ pub fn index(packet: &[u8], at: usize) {
     }
 }
 
+/// Tells whether commands are acknowledged before they are durable.
+pub fn acknowledges_early() -> bool {
+    PLANTED.load(Relaxed) == ACKNOWLEDGE
+}
+
 const NONE: u8 = 0;
 const ALLOC: u8 = 1;
 const COPY: u8 = 2;
 const INDEX: u8 = 3;
+const ACKNOWLEDGE: u8 = 4;

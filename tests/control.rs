@@ -43,6 +43,7 @@ impl Cluster {
         let identity = identity(&folders, "n1");
         let (node, certificate_key) = introduction(&identity, "n1").request().unwrap();
         let founding = Founding {
+            state_dir: folders.path().join("n1"),
             listen_addr: "127.0.0.1:0".parse().unwrap(),
             address_pool: "10.0.0.0/8".parse().unwrap(),
             mask_length: 24,

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     api::{
-        DEFAULT_PORT, Founded, Founding, JoinToken, channel,
+        DEFAULT_PORT, Ending, Founded, Founding, JoinToken, channel,
         proto::{
             InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
             LeaveClusterRequest, LeaveClusterResponse,
@@ -54,7 +54,7 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub type StartManager =
     Box<dyn Fn(Founding) -> Boxed<anyhow::Result<(Founded, StopManager)>> + Send + Sync>;
 /// Ends that manager.
-pub type StopManager = Box<dyn FnOnce() -> Boxed<()> + Send>;
+pub type StopManager = Box<dyn FnOnce(Ending) -> Boxed<()> + Send>;
 
 /// How a node is run.
 #[derive(Clone, Debug)]
@@ -173,7 +173,7 @@ impl Node {
                 Ok(response)
             }
             Err(error) => {
-                stop().await;
+                stop(Ending::Undone).await;
                 Err(refused(error))
             }
         }
@@ -285,7 +285,7 @@ impl Node {
         let node = (&member.node).into();
         member.shutdown().await;
         if let Some(stop) = stop.take() {
-            stop().await;
+            stop(Ending::Undone).await;
         }
         *life = Life::Outside;
         self.records.forget_member().map_err(refused)?;
@@ -304,7 +304,7 @@ impl Node {
             Life::Member(member, stop) => {
                 member.shutdown().await;
                 if let Some(stop) = stop {
-                    stop().await;
+                    stop(Ending::Kept).await;
                 }
             }
         }
@@ -349,8 +349,15 @@ impl Node {
         let name = request.name.as_deref();
         let introduction = self.introduction(name, advertised, data, &addresses)?;
         let (node, certificate_key) = introduction.request().map_err(refused)?;
-        let founding =
-            Founding { listen_addr, address_pool, mask_length, data_port, node, certificate_key };
+        let founding = Founding {
+            state_dir: self.options.state_dir.clone(),
+            listen_addr,
+            address_pool,
+            mask_length,
+            data_port,
+            node,
+            certificate_key,
+        };
         Ok((founding, data))
     }
 

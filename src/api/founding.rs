@@ -1,7 +1,7 @@
 //! What an agent and the manager that it starts in its own process hand each other. Everything
 //! after that goes over the manager's own listen address, as for any other agent.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 use rustls::pki_types::PrivateKeyDer;
@@ -11,6 +11,8 @@ use crate::types::Node;
 
 /// What a new cluster starts with.
 pub struct Founding {
+    /// The node's state folder, which this process holds; the manager keeps its log there.
+    pub state_dir: PathBuf,
     /// Where the manager listens.
     pub listen_addr: SocketAddr,
     /// Where the IPv4 subnets of networks come from.
@@ -23,6 +25,15 @@ pub struct Founding {
     pub node: JoinRequest,
     /// The key of the certificate asked for in `node`; the manager shows it too.
     pub certificate_key: PrivateKeyDer<'static>,
+}
+
+/// How a manager is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It can be opened again.
+    Kept,
+    /// Its cluster never came to be: the log goes too.
+    Undone,
 }
 
 /// What the first node is given.

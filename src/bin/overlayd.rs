@@ -90,7 +90,7 @@ fn start_manager() -> StartManager {
     Box::new(|founding| {
         Box::pin(async move {
             let (manager, founded) = Manager::found(founding).await?;
-            let stop: StopManager = Box::new(|| Box::pin(manager.shutdown()));
+            let stop: StopManager = Box::new(|ending| Box::pin(manager.end(ending)));
             Ok((founded, stop))
         })
     })

@@ -44,7 +44,7 @@ impl proto::attachment_server::Attachment for Attachment {
             aliases: parse_list("alias", &request.aliases)?,
         };
         let proposed = self.shared.log.propose(Command::CreateEndpoint(create)).await;
-        let (revision, outcome) = proposed.map_err(status::of_refusal)?;
+        let (revision, outcome) = proposed.map_err(status::of_proposal)?;
         let Outcome::Endpoint(endpoint) = outcome else {
             return Err(Status::internal("creating an endpoint gave none"));
         };
@@ -62,7 +62,7 @@ impl proto::attachment_server::Attachment for Attachment {
         let node = self.shared.member(&request)?.id;
         let endpoint = parse_id("endpoint", &request.into_inner().endpoint)?;
         let removed = self.shared.log.propose(Command::RemoveEndpoint { endpoint, node }).await;
-        let (revision, _) = removed.map_err(status::of_refusal)?;
+        let (revision, _) = removed.map_err(status::of_proposal)?;
         Ok(Response::new(RemoveEndpointResponse { revision }))
     }
 

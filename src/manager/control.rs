@@ -55,7 +55,7 @@ impl proto::control_server::Control for Control {
     ) -> Answer<CreateNetworkResponse> {
         self.manager(&request)?;
         let create = Command::CreateNetwork(new_network(request.into_inner())?);
-        let (_, outcome) = self.shared.log.propose(create).await.map_err(status::of_refusal)?;
+        let (_, outcome) = self.shared.log.propose(create).await.map_err(status::of_proposal)?;
         let Outcome::Network(network) = outcome else {
             return Err(Status::internal("creating a network gave none"));
         };
@@ -87,7 +87,7 @@ impl proto::control_server::Control for Control {
         self.manager(&request)?;
         let network = self.shared.network(&request.into_inner().reference)?;
         let removed = self.shared.log.propose(Command::RemoveNetwork(network.id)).await;
-        removed.map_err(status::of_refusal)?;
+        removed.map_err(status::of_proposal)?;
         Ok(Response::new(RemoveNetworkResponse { network: Some((&network).into()) }))
     }
 

@@ -38,7 +38,7 @@ impl proto::membership_server::Membership for Membership {
             .log
             .propose(Command::RegisterNode(register))
             .await
-            .map_err(status::of_refusal)?;
+            .map_err(status::of_proposal)?;
         let Outcome::Node(node) = outcome else {
             return Err(Status::internal("registering gave no node"));
         };
@@ -63,7 +63,7 @@ impl proto::membership_server::Membership for Membership {
             return Err(Status::failed_precondition("the only manager cannot leave; end it"));
         }
         let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
-        removed.map_err(status::of_refusal)?;
+        removed.map_err(status::of_proposal)?;
         info!(node = %node.name, id = %node.id, "node left");
         Ok(Response::new(LeaveResponse {}))
     }

@@ -10,7 +10,7 @@ mod attachment;
 mod control;
 mod dispatch;
 mod listener;
-mod log;
+pub mod log;
 mod membership;
 mod random;
 mod session;
@@ -18,12 +18,15 @@ mod status;
 mod trust;
 
 use std::{
+    fs::{self, DirBuilder},
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures_util::stream;
 use tokio::{
     net::TcpListener,
@@ -39,19 +42,19 @@ use self::{
     admission::Admission,
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
-    log::Log,
+    log::{Log, LogFile, Snapshots},
     trust::Trust,
 };
 use crate::{
     api::{
-        Founded, Founding, MAX_MESSAGE_BYTES,
+        Ending, Founded, Founding, MAX_MESSAGE_BYTES,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
         },
         tls,
     },
-    engine::cluster::{Cluster, Command, Outcome},
+    engine::cluster::{Cluster, Command, Event, Outcome, State},
     types::{Network, Node, NodeId, Role},
 };
 
@@ -65,6 +68,8 @@ pub struct Manager {
 
 /// What the services of a manager have in common.
 struct Shared {
+    /// The manager's part of the state folder.
+    folder: PathBuf,
     cluster: [u8; 16],
     /// The node that this manager runs on.
     node: NodeId,
@@ -81,7 +86,8 @@ impl Manager {
     /// Founds a cluster with its first node and serves it.
     ///
     /// # Errors
-    /// The address cannot be listened on, or the cluster's settings are refused; nothing is left.
+    /// The address cannot be listened on, the state folder cannot be written or holds a cluster's
+    /// log, or the cluster's settings are refused; nothing is left.
     pub async fn found(mut founding: Founding) -> anyhow::Result<(Self, Founded)> {
         let listen = founding.listen_addr;
         let listener = TcpListener::bind(listen).await.map_err(|error| {
@@ -97,8 +103,16 @@ impl Manager {
         let cluster = random::bytes()?;
         let trust = Arc::new(Trust::new(cluster)?);
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
-        let log = Log::new(dispatcher.clone());
-        let node = register_first(&log, cluster, &founding).await?;
+        let folder = folder(&founding.state_dir);
+        let log = new_log(&folder, dispatcher.clone())?;
+        let node = match register_first(&log, cluster, &founding).await {
+            Ok(node) => node,
+            Err(error) => {
+                log.close().await;
+                remove(&folder);
+                return Err(error);
+            }
+        };
         let key = membership::proven_key(&founding.node).map_err(refused)?;
         let credentials = tls::Credentials {
             certificate: trust.issue(node.id, node.role, key)?,
@@ -108,6 +122,7 @@ impl Manager {
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
         let worker_token = trust.token(Role::Worker);
         let shared = Arc::new(Shared {
+            folder,
             cluster,
             node: node.id,
             advertise_addr: node.advertise_addr,
@@ -159,7 +174,17 @@ impl Manager {
         Self { shared, accepting, serving, stop }
     }
 
-    /// Ends the streams, the calls and the listening.
+    /// Ends the streams, the calls, the listening and the writing, and leaves what `ending` says.
+    pub async fn end(self, ending: Ending) {
+        let folder = self.shared.folder.clone();
+        self.shutdown().await;
+        match ending {
+            Ending::Kept => {}
+            Ending::Undone => remove(&folder),
+        }
+    }
+
+    /// Ends the streams, the calls, the listening and the writing.
     pub async fn shutdown(self) {
         let Self { shared, accepting, mut serving, stop } = self;
         let _ = stop.send(());
@@ -175,6 +200,7 @@ impl Manager {
             std::mem::take(&mut *held)
         };
         sessions.shutdown().await;
+        shared.log.close().await;
     }
 }
 
@@ -201,6 +227,35 @@ impl Shared {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         while sessions.try_join_next().is_some() {}
         sessions.spawn(task);
+    }
+}
+
+/// Makes an empty log in the manager's part of the state folder.
+fn new_log(folder: &Path, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("make {}", folder.display()))?;
+    start_log(LogFile::create(&folder.join(LOG_FILE))?, dispatcher)
+}
+
+fn start_log(file: LogFile, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> {
+    let watcher = move |state: &State, revision, events: &[Event]| {
+        dispatcher.handle_events(state, revision, events);
+    };
+    Log::start(file, Snapshots::default(), Box::new(watcher)).context("start the log's writer")
+}
+
+/// The manager's part of the state folder.
+fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("manager")
+}
+
+/// Removes the manager's part of the state folder.
+fn remove(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder) {
+        warn!(%error, "{} is still there; remove it", folder.display());
     }
 }
 
@@ -234,6 +289,7 @@ fn caller_of<T>(request: &Request<T>) -> Result<&Caller, Status> {
     caller.ok_or_else(|| Status::internal("the connection does not say whose it is"))
 }
 
+const LOG_FILE: &str = "log.redb";
 /// Connections between handshake and service.
 const ACCEPTED: usize = 64;
 /// Longer than the longest wait that a call makes, which is for acknowledgements.

@@ -181,9 +181,9 @@ impl SessionTask {
 
     async fn note_status(&self, status: NodeStatus) {
         let command = Command::SetNodeStatus { node: self.node.id, status };
-        if let Err(refusal) = self.shared.log.propose(command).await {
-            // The node was removed meanwhile.
-            debug!(node = %self.node.name, %refusal, "status not noted");
+        if let Err(error) = self.shared.log.propose(command).await {
+            // The node was removed meanwhile, or the log is stopped, which it has said itself.
+            debug!(node = %self.node.name, %error, "status not noted");
         }
     }
 }

@@ -2,7 +2,17 @@
 
 use tonic::{Code, Status};
 
+use super::log::ProposeError;
 use crate::engine::cluster::Refusal;
+
+/// Turns a proposal without outcome into an answer.
+pub fn of_proposal(error: ProposeError) -> Status {
+    match error {
+        ProposeError::Refused(refusal) => of_refusal(refusal),
+        ProposeError::Stopped(stopped) => Status::unavailable(stopped.to_string()),
+        ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
+    }
+}
 
 /// Turns a refusal into an answer.
 pub fn of_refusal(refusal: Refusal) -> Status {
@@ -49,5 +59,25 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::AddressIsGateway { .. }
         | Refusal::AddressFamilyTwice { .. }
         | Refusal::TooManyAliases => Code::InvalidArgument,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::log::Stopped;
+
+    #[test]
+    fn a_stopped_log_is_unavailable_and_keeps_its_sentence() {
+        let stopped = Stopped::Full { path: "/s/log.redb".into(), why: "no space".into() };
+        let status = of_proposal(stopped.into());
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(
+            status.message(),
+            "the log /s/log.redb is stopped: no space; free space on that disk, then start overlayd again"
+        );
+        let refused = of_proposal(Refusal::VniZero.into());
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(of_proposal(ProposeError::TooLarge { bytes: 1 }).code(), Code::InvalidArgument);
     }
 }

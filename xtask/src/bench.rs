@@ -16,6 +16,7 @@ use rustix::fs::FlockOperation;
 
 use crate::{
     lab::{Lab, Offloads, Underlay},
+    machine,
     process::{self, complain, say},
     signals, system, traffic, userns,
     workspace::{self, Programs},
@@ -190,23 +191,9 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 fn json(rows: &[Row]) -> anyhow::Result<String> {
-    let commit = process::output(
-        process::command(["git", "describe", "--always", "--dirty"]).current_dir(workspace::root()),
-    )?;
-    let kernel =
-        fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read the processor's name")?;
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cpus = thread::available_parallelism().map_or(0, usize::from);
     let rows: Vec<String> = rows.iter().map(|row| format!(
         "    {{\"underlay\": \"{}\", \"streams\": {}, \"ours_gbps\": {:.3}, \"vxlan_gbps\": {:.3}, \"ratio\": {:.3}}}",
         row.underlay(), row.streams, row.ours, row.vxlan, row.ratio()
     )).collect();
-    Ok(format!(
-        "{{\n  \"commit\": {:?},\n  \"machine\": {{\"kernel\": {:?}, \"model\": {:?}, \"cpus\": {cpus}}},\n  \"tcp\": [\n{}\n  ]\n}}\n",
-        commit.trim(),
-        kernel.trim(),
-        model.map_or("", |(_, name)| name),
-        rows.join(",\n")
-    ))
+    Ok(format!("{{\n{},\n  \"tcp\": [\n{}\n  ]\n}}\n", machine::json()?, rows.join(",\n")))
 }

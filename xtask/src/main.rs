@@ -11,6 +11,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod lab;
+mod machine;
 mod process;
 mod prove;
 mod signals;

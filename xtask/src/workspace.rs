@@ -68,7 +68,7 @@ impl Programs {
 }
 
 /// The target folder: this program lies in one of its profiles' folders.
-fn target() -> anyhow::Result<PathBuf> {
+pub fn target() -> anyhow::Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {
         return Ok(root().join(folder));
     }

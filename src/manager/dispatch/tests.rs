@@ -1,11 +1,15 @@
 //! Sessions against a log: what is due to whom, and when it is acknowledged.
 
+use std::path::Path;
+
+use redb::backends::InMemoryBackend;
+
 use super::*;
 use crate::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode,
     },
-    manager::log::Log,
+    manager::{Log, LogFile, start_log},
     types::{Availability, EndpointId, Node, NodeStatus, Role, VersionRange},
 };
 
@@ -19,7 +23,8 @@ impl Fixture {
     async fn new() -> Self {
         let trust = Arc::new(Trust::new([9; 16]).unwrap());
         let dispatcher = Arc::new(Dispatcher::new(trust));
-        let fixture = Self { log: Log::new(dispatcher.clone()), dispatcher };
+        let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
+        let fixture = Self { log: start_log(file, dispatcher.clone()).unwrap(), dispatcher };
         fixture
             .apply(Command::CreateCluster(Cluster {
                 id: [9; 16],

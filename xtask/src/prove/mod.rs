@@ -1,23 +1,36 @@
-//! `cargo xtask prove`: the registry of long acceptance runs.
+//! `cargo xtask prove`: the registry of long acceptance runs. A run prints its progress and a
+//! summary, and leaves its figures with commit and machine in `target/prove/NAME.json`.
 
-use std::process::ExitCode;
+mod powercut;
 
-use anyhow::bail;
+use std::{fs, process::ExitCode};
 
-use crate::process::say;
+use anyhow::{Context, bail};
+
+use crate::{machine, process::say, workspace};
 
 /// Runs a long acceptance run, or lists them.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run
     name: Option<String>,
+    /// How many points, seeds or rounds; the run's own number unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    points: Option<u64>,
+    /// Plant the run's defect: it succeeds only if it finds it
+    #[arg(long)]
+    plant: bool,
 }
 
 /// A run, its sentence in the list, and what it does.
-type Proof = (&'static str, &'static str, fn() -> anyhow::Result<ExitCode>);
+type Proof = (&'static str, &'static str, fn(&Args) -> anyhow::Result<ExitCode>);
 
 /// The runs there are.
-const PROOFS: &[Proof] = &[];
+const PROOFS: &[Proof] = &[(
+    "powercut",
+    "power cuts at 1,000 points of a workload lose no acknowledged write",
+    powercut::run,
+)];
 
 /// Runs one, or lists all.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -31,7 +44,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     match PROOFS.iter().find(|proof| proof.0 == name) {
-        Some(proof) => proof.2(),
+        Some(proof) => proof.2(args),
         None => bail!("there is no long run '{name}'; there are: {known}"),
     }
+}
+
+/// Writes the figures of a run, a JSON value, with commit and machine.
+fn keep(name: &str, figures: &str) -> anyhow::Result<()> {
+    let folder = workspace::target()?.join("prove");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let path = folder.join(format!("{name}.json"));
+    let text = format!("{{\n{},\n  \"{name}\": {figures}\n}}\n", machine::json()?);
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    say(format_args!("figures in {}", path.display()));
+    Ok(())
 }

@@ -38,7 +38,7 @@ pub const LAYERS: &[Layer] = &[
     row("io",      &["types", "sys"],                                     &[]),
     row("api",     &["types"],                                            &[]),
     row("agent",   &["engine", "wire", "io", "api", "types", "plant"],    &[]),
-    row("manager", &["engine", "io", "api", "types"],                     &[]),
+    row("manager", &["engine", "io", "api", "types", "plant"],            &[]),
     row("cli",     &["api", "types", "sys"],                              &[]),
     row("plant",   &[],                                                   &[]),
     row("config",  &["types"],                                            &[]),

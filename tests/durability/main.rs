@@ -1,0 +1,9 @@
+//! The log through its public face, on disks that cut power, tear writes, fail and decay: what was
+//! acknowledged is there at the next start, or the start says why not.
+
+mod damage;
+mod disk;
+mod faults;
+mod powercut;
+mod speed;
+mod workload;
