@@ -1,7 +1,7 @@
 //! The control plane in one process, over loopback and without root: a manager, and nodes that join
 //! it, hear of what they must, and of nothing else.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use overlay::{
@@ -11,19 +11,19 @@ use overlay::{
         link::LinkTask,
     },
     api::{
-        Founding, HEARTBEAT, JoinToken, channel,
+        Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
         proto::{
             AgentMessage, AwaitAcknowledgedRequest, CreateEndpointRequest, CreateEndpointResponse,
-            CreateNetworkRequest, Hello, JoinTokenRequest, LeaveRequest, ListNodesRequest,
-            NodeStatus, Ping, RemoveEndpointRequest, Role, agent_message,
-            attachment_client::AttachmentClient, control_client::ControlClient,
+            CreateNetworkRequest, Hello, JoinTokenRequest, LeaveRequest, ListEndpointsRequest,
+            ListEndpointsResponse, ListNodesRequest, NodeStatus, Ping, RemoveEndpointRequest, Role,
+            agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
             dispatch_client::DispatchClient, membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
     engine::membership::Table,
     manager::Manager,
-    types::{Name, NodeId},
+    types::{Name, Node, NodeId},
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tonic::{Code, Status, transport::Channel};
@@ -34,35 +34,45 @@ struct Cluster {
     addr: SocketAddr,
     first: Joined,
     token: JoinToken,
-    _folders: tempfile::TempDir,
+    folders: tempfile::TempDir,
 }
 
 impl Cluster {
     async fn found() -> Self {
         let folders = tempfile::tempdir().unwrap();
-        let identity = identity(&folders, "n1");
-        let (node, certificate_key) = introduction(&identity, "n1").request().unwrap();
-        let founding = Founding {
-            state_dir: folders.path().join("n1"),
-            listen_addr: "127.0.0.1:0".parse().unwrap(),
-            address_pool: "10.0.0.0/8".parse().unwrap(),
-            mask_length: 24,
-            data_port: 7790,
-            node,
-            certificate_key,
-        };
-        let (manager, founded) = Manager::found(founding).await.unwrap();
+        let (manager, founded) = Manager::found(founding(&folders)).await.unwrap();
         let first = Joined {
             cluster: founded.cluster,
             node: founded.node,
             credentials: founded.credentials,
         };
         let (addr, token) = (founded.listen_addr, founded.worker_token);
-        Self { manager, addr, first, token, _folders: folders }
+        Self { manager, addr, first, token, folders }
+    }
+
+    /// What the manager starts again with.
+    fn reopening(&self) -> Reopening {
+        Reopening {
+            state_dir: self.folders.path().join("n1"),
+            listen_addr: self.addr,
+            node: self.first.node.id,
+            credentials: self.first.credentials.clone(),
+        }
+    }
+
+    /// Ends the manager and starts it again.
+    async fn restarted(self) -> Self {
+        let reopening = self.reopening();
+        self.manager.shutdown().await;
+        let (manager, reopened) = Manager::open(reopening).await.unwrap();
+        assert_eq!(reopened.listen_addr, self.addr);
+        assert_eq!(reopened.cluster, self.first.cluster);
+        assert_eq!(reopened.node, Node { status: reopened.node.status, ..self.first.node.clone() });
+        Self { manager, ..self }
     }
 
     fn identity(&self, name: &str) -> Identity {
-        identity(&self._folders, name)
+        identity(&self.folders, name)
     }
 
     async fn join_as(&self, name: &str, token: &JoinToken) -> Result<Joined, Status> {
@@ -107,6 +117,11 @@ impl Cluster {
         client.await_acknowledged(request).await.unwrap().into_inner().lagging
     }
 
+    async fn endpoints(&self) -> ListEndpointsResponse {
+        let listed = self.control().await.list_endpoints(ListEndpointsRequest::default()).await;
+        listed.unwrap().into_inner()
+    }
+
     async fn status_of(&self, node: NodeId) -> NodeStatus {
         let nodes = self.control().await.list_nodes(ListNodesRequest {}).await.unwrap();
         let nodes = nodes.into_inner().nodes;
@@ -116,6 +131,21 @@ impl Cluster {
 
 fn identity(folders: &tempfile::TempDir, name: &str) -> Identity {
     Identity::open(&StateDir::open(&folders.path().join(name)).unwrap()).unwrap()
+}
+
+/// A founding by n1, in its folder of the folders.
+fn founding(folders: &tempfile::TempDir) -> Founding {
+    let identity = identity(folders, "n1");
+    let (node, certificate_key) = introduction(&identity, "n1").request().unwrap();
+    Founding {
+        state_dir: folders.path().join("n1"),
+        listen_addr: "127.0.0.1:0".parse().unwrap(),
+        address_pool: "10.0.0.0/8".parse().unwrap(),
+        mask_length: 24,
+        data_port: 7790,
+        node,
+        certificate_key,
+    }
 }
 
 fn introduction<'a>(identity: &'a Identity, name: &str) -> Introduction<'a> {
@@ -392,4 +422,117 @@ async fn a_link_comes_back_by_itself() {
     first.until(|table| table.endpoints.len() == 1).await;
     until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
     cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_manager_starts_again_with_all_that_it_knew() {
+    let cluster = Cluster::found().await;
+    let [n2, n3] = [cluster.worker("n2").await, cluster.worker("n3").await];
+    cluster.network("blue").await;
+    let first = cluster.endpoint(&n2, "blue").await;
+    cluster.endpoint(&n3, "blue").await;
+    let mut agent = Agent::start(&cluster, &n2).await;
+    let before = agent.until(|table| table.endpoints.len() == 2).await;
+    until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
+    drop(agent);
+    let listed = cluster.endpoints().await;
+
+    let cluster = cluster.restarted().await;
+    let again = cluster.endpoints().await;
+    assert_eq!((&again.endpoints, &again.networks), (&listed.endpoints, &listed.networks));
+    assert_eq!(again.nodes.len(), 3);
+    assert!(again.nodes.iter().all(|node| node.status() == NodeStatus::Down), "nobody is heard");
+
+    // A node comes back with what it had, to the same table under the same keys.
+    let mut agent = Agent::start(&cluster, &n2).await;
+    until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
+    let after = agent.until(|table| table.endpoints.len() == 2).await;
+    assert!(after.revision > before.revision, "revisions go on");
+    assert_eq!((&after.endpoints, &after.networks), (&before.endpoints, &before.networks));
+    assert!(after.peers == before.peers, "the pair's key is the same");
+
+    // Tokens are valid, names and addresses are as taken as they were.
+    cluster.worker("n4").await;
+    let identity = cluster.identity("another");
+    let taken = join::join(cluster.addr, &cluster.token, &introduction(&identity, "n3")).await;
+    assert!(taken.err().unwrap().message().starts_with("the name n3 is taken by node "));
+    let more = cluster.endpoint(&n2, "blue").await;
+    assert_ne!(more.endpoint.unwrap().addresses, first.endpoint.unwrap().addresses);
+    drop(agent);
+    cluster.restarted().await.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_manager_does_not_start_without_its_own_key_and_log() {
+    let (cluster, other) = (Cluster::found().await, Cluster::found().await);
+    let stranger = other.worker("n2").await;
+    let Cluster { manager, addr, first, folders, .. } = cluster;
+    let folder = folders.path().join("n1/manager");
+    let reopening = || Reopening {
+        state_dir: folders.path().join("n1"),
+        listen_addr: addr,
+        node: first.node.id,
+        credentials: first.credentials.clone(),
+    };
+    let check = async |reopening: Reopening, sentence: &str| {
+        let error = Manager::open(reopening).await.err().unwrap().to_string();
+        assert_eq!(error.replace(&folder.display().to_string(), "F"), sentence);
+    };
+    let taken = "Address already in use (os error 98); end what has it, then start overlayd again";
+    check(reopening(), &format!("listen on {addr}: {taken}")).await;
+    manager.shutdown().await;
+
+    let [key, log] = ["manager.key", "log.redb"].map(|name| folder.join(name));
+    let (key_bytes, log_bytes) = (fs::read(&key).unwrap(), fs::read(&log).unwrap());
+    fs::remove_file(&key).unwrap();
+    check(reopening(), "F/manager.key is not there, and nothing else opens the cluster's secrets; put it back, or restore a backup with overlayd --restore").await;
+    let other_folder = other.folders.path().join("n1/manager");
+    fs::copy(other_folder.join("manager.key"), &key).unwrap();
+    check(reopening(), "F/manager.key does not open the cluster's secrets, so it is another cluster's; put the right one back, or restore a backup with overlayd --restore").await;
+    fs::write(&key, &key_bytes).unwrap();
+    fs::remove_file(&log).unwrap();
+    check(reopening(), "the log F/log.redb is not there; restore a backup with overlayd --restore")
+        .await;
+    fs::write(&log, &log_bytes[..log_bytes.len() / 2]).unwrap();
+    let cut = Manager::open(reopening()).await.err().unwrap().to_string();
+    assert!(cut.contains("log.redb is damaged: "), "{cut}");
+    fs::write(&log, &log_bytes).unwrap();
+    let no_manager = "this node is no manager of the cluster in the log F/log.redb; restore a backup with overlayd --restore";
+    check(Reopening { node: stranger.node.id, ..reopening() }, no_manager).await;
+    check(Reopening { credentials: stranger.credentials.clone(), ..reopening() }, no_manager).await;
+
+    let (manager, _) = Manager::open(reopening()).await.unwrap();
+    manager.shutdown().await;
+    other.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
+    let folders = tempfile::tempdir().unwrap();
+    let folder = folders.path().join("n1/manager");
+    let bad = Founding { mask_length: 31, ..founding(&folders) };
+    let refused = Manager::found(bad).await.err().unwrap().to_string();
+    assert!(refused.starts_with("address pool 10.0.0.0/8 cannot hold"), "{refused}");
+    assert!(!folder.exists(), "nothing is left");
+    // What was founded and then undone is as if it never was.
+    let (undone, _) = Manager::found(founding(&folders)).await.unwrap();
+    undone.end(Ending::Undone).await;
+    assert!(!folder.exists(), "nothing is left");
+
+    let (manager, founded) = Manager::found(founding(&folders)).await.unwrap();
+    let twice = Manager::found(founding(&folders)).await.err().unwrap().to_string();
+    assert_eq!(
+        twice.replace(&folder.display().to_string(), "F"),
+        "the log F/log.redb is there already: this state folder holds a cluster; remove F to give that cluster up"
+    );
+    manager.end(Ending::Kept).await;
+    let reopening = Reopening {
+        state_dir: folders.path().join("n1"),
+        listen_addr: founded.listen_addr,
+        node: founded.node.id,
+        credentials: founded.credentials,
+    };
+    let (manager, reopened) = Manager::open(reopening).await.unwrap();
+    assert_eq!(reopened.cluster, founded.cluster);
+    manager.shutdown().await;
 }

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use rustls::pki_types::PrivateKeyDer;
 
 use super::{JoinToken, proto::JoinRequest};
-use crate::types::Node;
+use crate::types::{Node, NodeId};
 
 /// What a new cluster starts with.
 pub struct Founding {
@@ -25,6 +25,29 @@ pub struct Founding {
     pub node: JoinRequest,
     /// The key of the certificate asked for in `node`; the manager shows it too.
     pub certificate_key: PrivateKeyDer<'static>,
+}
+
+/// What a manager starts again with.
+pub struct Reopening {
+    /// The node's state folder, which this process holds and a manager was founded in.
+    pub state_dir: PathBuf,
+    /// Where the manager listens.
+    pub listen_addr: SocketAddr,
+    /// The node that it runs on.
+    pub node: NodeId,
+    /// What the manager shows of itself: the node's own.
+    pub credentials: super::tls::Credentials,
+}
+
+/// What a manager that started again says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reopened {
+    /// The cluster's identity.
+    pub cluster: [u8; 16],
+    /// The node as the state has it.
+    pub node: Node,
+    /// Where the manager listens.
+    pub listen_addr: SocketAddr,
 }
 
 /// How a manager is ended.

@@ -14,7 +14,7 @@ pub mod tls;
 mod token;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
-pub use founding::{Ending, Founded, Founding};
+pub use founding::{Ending, Founded, Founding, Reopened, Reopening};
 pub use token::{JoinToken, TokenError};
 
 /// The generated messages, clients and servers.

@@ -11,6 +11,7 @@ mod control;
 mod dispatch;
 mod listener;
 pub mod log;
+mod manager_key;
 mod membership;
 mod random;
 mod session;
@@ -27,7 +28,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use futures_util::stream;
+use futures_util::{future::join_all, stream};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -43,19 +44,20 @@ use self::{
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     log::{Log, LogFile, Snapshots},
+    manager_key::ManagerKey,
     trust::Trust,
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, MAX_MESSAGE_BYTES,
+        Ending, Founded, Founding, MAX_MESSAGE_BYTES, Reopened, Reopening,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
         },
         tls,
     },
-    engine::cluster::{Cluster, Command, Event, Outcome, State},
-    types::{Network, Node, NodeId, Role},
+    engine::cluster::{Cluster, Command, Event, Outcome, Secrets, State},
+    types::{Network, Node, NodeId, NodeStatus, Role},
 };
 
 /// A running manager.
@@ -88,31 +90,41 @@ impl Manager {
     /// # Errors
     /// The address cannot be listened on, the state folder cannot be written or holds a cluster's
     /// log, or the cluster's settings are refused; nothing is left.
-    pub async fn found(mut founding: Founding) -> anyhow::Result<(Self, Founded)> {
-        let listen = founding.listen_addr;
-        let listener = TcpListener::bind(listen).await.map_err(|error| {
-            anyhow!("listen on {listen}: {error}; choose another address with --listen-addr")
-        })?;
+    pub async fn found(founding: Founding) -> anyhow::Result<(Self, Founded)> {
+        let listener =
+            listen(founding.listen_addr, "choose another address with --listen-addr").await?;
+        let folder = folder(&founding.state_dir);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .with_context(|| format!("make {}", folder.display()))?;
+        let file = LogFile::create(&folder.join(LOG_FILE))?;
+        let founded = Self::found_in(&folder, file, listener, founding).await;
+        if founded.is_err() {
+            remove(&folder);
+        }
+        founded
+    }
+
+    async fn found_in(
+        folder: &Path,
+        file: LogFile,
+        listener: TcpListener,
+        mut founding: Founding,
+    ) -> anyhow::Result<(Self, Founded)> {
         let listen_addr = listener.local_addr()?;
         let advertise: SocketAddr = founding.node.advertise_addr.parse()?;
         if advertise.port() == 0 {
             let advertise = SocketAddr::new(advertise.ip(), listen_addr.port());
             founding.node.advertise_addr = advertise.to_string();
         }
-
         let cluster = random::bytes()?;
         let trust = Arc::new(Trust::new(cluster)?);
+        let secrets = trust.sealed(&ManagerKey::create(folder)?)?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
-        let folder = folder(&founding.state_dir);
-        let log = new_log(&folder, dispatcher.clone())?;
-        let node = match register_first(&log, cluster, &founding).await {
-            Ok(node) => node,
-            Err(error) => {
-                log.close().await;
-                remove(&folder);
-                return Err(error);
-            }
-        };
+        let log = start_log(file, dispatcher.clone())?;
+        let node = register_first(&log, cluster, secrets, &founding).await?;
         let key = membership::proven_key(&founding.node).map_err(refused)?;
         let credentials = tls::Credentials {
             certificate: trust.issue(node.id, node.role, key)?,
@@ -122,7 +134,7 @@ impl Manager {
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
         let worker_token = trust.token(Role::Worker);
         let shared = Arc::new(Shared {
-            folder,
+            folder: folder.to_owned(),
             cluster,
             node: node.id,
             advertise_addr: node.advertise_addr,
@@ -136,6 +148,57 @@ impl Manager {
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, acceptor), founded))
+    }
+
+    /// Serves a cluster again that was founded in this state folder. No node is connected yet, so
+    /// every one is Down until its stream opens.
+    ///
+    /// # Errors
+    /// The address cannot be listened on; the log or the manager's key is missing, damaged, or not
+    /// of this node's cluster. All of it is left as it is.
+    pub async fn open(reopening: Reopening) -> anyhow::Result<(Self, Reopened)> {
+        let Reopening { state_dir, listen_addr, node, credentials } = reopening;
+        let listener = listen(listen_addr, "end what has it, then start overlayd again").await?;
+        let listen_addr = listener.local_addr()?;
+        let folder = folder(&state_dir);
+        let path = folder.join(LOG_FILE);
+        // Reading and checking all of it keeps a thread busy for a while.
+        let file = {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || LogFile::open(&path)).await??
+        };
+        let path = path.display();
+        let (Some(settings), Some(secrets)) = (file.state().cluster(), file.state().secrets())
+        else {
+            bail!("the log {path} holds no cluster; restore a backup with overlayd --restore");
+        };
+        let (cluster, data_port) = (settings.id, settings.data_port);
+        let trust = Arc::new(Trust::open(cluster, secrets, &ManagerKey::open(&folder)?)?);
+        let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
+        let Some(node) = node.filter(|_| *trust.root() == credentials.root) else {
+            bail!(
+                "this node is no manager of the cluster in the log {path}; restore a backup with overlayd --restore"
+            );
+        };
+        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
+        let log = start_log(file, dispatcher.clone())?;
+        note_all_down(&log).await?;
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let shared = Arc::new(Shared {
+            folder,
+            cluster,
+            node: node.id,
+            advertise_addr: node.advertise_addr,
+            data_port,
+            trust,
+            dispatcher,
+            log,
+            admission: Arc::default(),
+            sessions: Mutex::default(),
+        });
+        info!(addr = %listen_addr, "manager listens again");
+        let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
+        Ok((Self::serve(shared, listener, acceptor), Reopened { cluster, node, listen_addr }))
     }
 
     fn serve(shared: Arc<Shared>, listener: TcpListener, acceptor: TlsAcceptor) -> Self {
@@ -230,14 +293,9 @@ impl Shared {
     }
 }
 
-/// Makes an empty log in the manager's part of the state folder.
-fn new_log(folder: &Path, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("make {}", folder.display()))?;
-    start_log(LogFile::create(&folder.join(LOG_FILE))?, dispatcher)
+async fn listen(addr: SocketAddr, advice: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(addr).await;
+    listener.map_err(|error| anyhow!("listen on {addr}: {error}; {advice}"))
 }
 
 fn start_log(file: LogFile, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> {
@@ -260,15 +318,20 @@ fn remove(folder: &Path) {
 }
 
 /// Puts the cluster and its first node into an empty log.
-async fn register_first(log: &Log, cluster: [u8; 16], founding: &Founding) -> anyhow::Result<Node> {
-    let create = Command::CreateCluster(Cluster {
-        id: cluster,
+async fn register_first(
+    log: &Log,
+    id: [u8; 16],
+    secrets: Secrets,
+    founding: &Founding,
+) -> anyhow::Result<Node> {
+    let cluster = Cluster {
+        id,
         pool: founding.address_pool,
         mask_length: founding.mask_length,
         ula: random::ula()?,
         data_port: founding.data_port,
-    });
-    log.propose(create).await?;
+    };
+    log.propose(Command::CreateCluster { cluster, secrets }).await?;
     let request = founding.node.clone();
     let register = membership::registration(request, Role::Manager, founding.data_port);
     let register = Command::RegisterNode(register.map_err(refused)?);
@@ -278,6 +341,20 @@ async fn register_first(log: &Log, cluster: [u8; 16], founding: &Founding) -> an
             bail!("registering gave no node")
         }
     }
+}
+
+/// Notes what is so at the start: nobody's stream is open. That a node is Down says no more here;
+/// whoever declares a node lost counts from its own start.
+async fn note_all_down(log: &Log) -> anyhow::Result<()> {
+    let heard = |state: &State| -> Vec<NodeId> {
+        let heard = state.nodes().filter(|node| node.status == NodeStatus::Ready);
+        heard.map(|node| node.id).collect()
+    };
+    let down = |node| log.propose(Command::SetNodeStatus { node, status: NodeStatus::Down });
+    for noted in join_all(log.read(heard).into_iter().map(down)).await {
+        noted?;
+    }
+    Ok(())
 }
 
 fn refused(status: Status) -> anyhow::Error {

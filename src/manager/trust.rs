@@ -1,5 +1,5 @@
 //! Who is believed: the cluster's root, the certificates that it signs, the standing join tokens,
-//! and the keys of pairs of nodes. The secrets behind them never leave this file's type.
+//! and the keys of pairs of nodes. The secrets behind them leave this file's type sealed only.
 //!
 //! ```text
 //! token key      --HKDF(role, generation)------------> secret of a standing token
@@ -15,22 +15,27 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
     SignatureAlgorithm,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-use super::random;
+use super::{
+    manager_key::{ManagerKey, Purpose},
+    random,
+};
 use crate::{
     api::{
         JoinToken,
         tls::{MANAGER_NAME, join_statement, node_name, root_digest},
     },
+    engine::cluster::Secrets,
     types::{NodeId, Psk, Role},
 };
 
-/// The cluster's secrets.
+/// The cluster's secrets, opened.
 pub struct Trust {
     cluster: [u8; 16],
     root: CertificateDer<'static>,
+    epoch: u32,
     issuer: Issuer<'static, KeyPair>,
     token_key: Zeroizing<[u8; 32]>,
     cluster_secret: Zeroizing<[u8; 32]>,
@@ -43,16 +48,56 @@ impl Trust {
     /// The random source or the making of the root fails.
     pub fn new(cluster: [u8; 16]) -> anyhow::Result<Self> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make the root's key")?;
-        let mut params = params("overlay root", ROOT_LIFE)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = root_params()?;
         let root = params.self_signed(&key).context("sign the root certificate")?;
         Ok(Self {
             cluster,
             root: root.der().clone(),
+            epoch: FIRST_EPOCH,
             issuer: Issuer::new(params, key),
             token_key: Zeroizing::new(random::bytes()?),
             cluster_secret: Zeroizing::new(random::bytes()?),
+        })
+    }
+
+    /// Opens the secrets of a cluster.
+    ///
+    /// # Errors
+    /// They are not sealed with that key.
+    pub fn open(cluster: [u8; 16], secrets: &Secrets, key: &ManagerKey) -> anyhow::Result<Self> {
+        let root_key = key.unseal(&cluster, Purpose::RootKey, &secrets.root_key)?;
+        let root_key = PrivatePkcs8KeyDer::from(root_key.as_slice());
+        let root_key = KeyPair::from_pkcs8_der_and_sign_algo(&root_key, &PKCS_ECDSA_P256_SHA256)
+            .context("read the root's key")?;
+        let fixed = |purpose, sealed: &[u8]| {
+            let secret = key.unseal(&cluster, purpose, sealed)?;
+            let secret = <[u8; 32]>::try_from(secret.as_slice());
+            secret.map(Zeroizing::new).context("a secret has another length")
+        };
+        Ok(Self {
+            cluster,
+            root: CertificateDer::from(secrets.root.clone()),
+            epoch: secrets.epoch,
+            // A signature names the root by its name and key, which are the same as ever.
+            issuer: Issuer::new(root_params()?, root_key),
+            token_key: fixed(Purpose::TokenKey, &secrets.token_key)?,
+            cluster_secret: fixed(Purpose::ClusterSecret, &secrets.cluster_secret)?,
+        })
+    }
+
+    /// Seals the secrets for the state.
+    ///
+    /// # Errors
+    /// The random source fails.
+    pub fn sealed(&self, key: &ManagerKey) -> anyhow::Result<Secrets> {
+        let seal = |purpose, secret: &[u8]| key.seal(&self.cluster, purpose, secret);
+        let root_key = Zeroizing::new(self.issuer.key().serialize_der());
+        Ok(Secrets {
+            root: self.root.to_vec(),
+            root_key: seal(Purpose::RootKey, &root_key)?,
+            token_key: seal(Purpose::TokenKey, self.token_key.as_slice())?,
+            cluster_secret: seal(Purpose::ClusterSecret, self.cluster_secret.as_slice())?,
+            epoch: self.epoch,
         })
     }
 
@@ -119,7 +164,7 @@ impl Trust {
     pub fn pair_keys(&self, a: NodeId, b: NodeId) -> Vec<Psk> {
         let (lower, higher) = (a.min(b).to_bytes(), a.max(b).to_bytes());
         let info = [b"overlay pair 1".as_slice(), &self.cluster, &lower, &higher];
-        vec![Psk { epoch: EPOCH, key: derive(&self.cluster_secret, &info) }]
+        vec![Psk { epoch: self.epoch, key: derive(&self.cluster_secret, &info) }]
     }
 }
 
@@ -148,6 +193,13 @@ impl PublicKeyData for CertificateKey {
     fn algorithm(&self) -> &'static SignatureAlgorithm {
         &PKCS_ECDSA_P256_SHA256
     }
+}
+
+fn root_params() -> anyhow::Result<CertificateParams> {
+    let mut params = params("overlay root", ROOT_LIFE)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
 }
 
 /// What all our certificates have in common. They are valid from an hour ago, so that a joiner
@@ -193,7 +245,7 @@ const BACKDATED: Duration = Duration::from_secs(3600);
 /// Of the standing tokens.
 const GENERATION: u64 = 1;
 /// Of the cluster secret.
-const EPOCH: u32 = 1;
+const FIRST_EPOCH: u32 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -218,6 +270,24 @@ mod tests {
         assert!(trust.pair_keys(a, b) == trust.pair_keys(b, a));
         assert!(trust.pair_keys(a, b) != trust.pair_keys(a, c));
         assert!(trust.pair_keys(a, b) != Trust::new([1; 16]).unwrap().pair_keys(a, b));
+    }
+
+    #[test]
+    fn secrets_that_were_sealed_are_opened_by_the_managers_key_only() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = ManagerKey::create(folder.path()).unwrap();
+        let trust = Trust::new([1; 16]).unwrap();
+        let secrets = trust.sealed(&key).unwrap();
+        let again = Trust::open([1; 16], &secrets, &key).unwrap();
+        let [a, b] = [1, 2].map(NodeId::from_u128);
+        assert_eq!(again.root(), trust.root());
+        assert_eq!(again.token(Role::Worker), trust.token(Role::Worker));
+        assert!(again.pair_keys(a, b) == trust.pair_keys(a, b));
+        assert!(Trust::open([2; 16], &secrets, &key).is_err(), "of another cluster");
+        let other = ManagerKey::create(other.path()).unwrap();
+        assert!(Trust::open([1; 16], &secrets, &other).is_err(), "with another key");
+        let swapped = Secrets { token_key: secrets.cluster_secret.clone(), ..secrets };
+        assert!(Trust::open([1; 16], &swapped, &key).is_err(), "one for the other");
     }
 
     #[test]

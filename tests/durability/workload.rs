@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use overlay::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, Outcome, Refusal,
-        RegisterNode, State,
+        RegisterNode, Secrets, State,
     },
     manager::log::{Log, LogFile, OpenError, ProposeError, Snapshots, Stopped},
     types::{
@@ -138,13 +138,21 @@ pub fn open(disk: &Disk) -> Result<LogFile, OpenError> {
 }
 
 pub fn cluster() -> Command {
-    Command::CreateCluster(Cluster {
+    let cluster = Cluster {
         id: [9; 16],
         pool: "10.0.0.0/8".parse().unwrap(),
         mask_length: 24,
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
-    })
+    };
+    let secrets = Secrets {
+        root: vec![1; 400],
+        root_key: vec![2; 150],
+        token_key: vec![3; 60],
+        cluster_secret: vec![4; 60],
+        epoch: 1,
+    };
+    Command::CreateCluster { cluster, secrets }
 }
 
 pub fn node(id: u128) -> Command {

@@ -9,13 +9,19 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::secrets::Secrets;
 use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni};
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Makes the cluster; always the first.
-    CreateCluster(Cluster),
+    CreateCluster {
+        /// Its settings.
+        cluster: Cluster,
+        /// Its secrets, sealed.
+        secrets: Secrets,
+    },
     /// Takes a node in.
     RegisterNode(RegisterNode),
     /// Notes whether a node is heard.

@@ -15,6 +15,7 @@ mod node;
 mod reference;
 mod refusal;
 mod scope;
+mod secrets;
 mod serial;
 mod subnet;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use self::{
     reference::resolve,
     refusal::{Kind, Refusal},
     scope::Scope,
+    secrets::Secrets,
 };
 use self::{network::NetworkEntry, serial::Serial};
 use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Revision};
@@ -55,6 +57,7 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Founded {
     cluster: Cluster,
+    secrets: Secrets,
     vnis: Serial<NetworkId>,
     /// Numbers of the pool's subnets.
     subnets: Serial<NetworkId>,
@@ -70,7 +73,7 @@ impl State {
     pub fn apply(&mut self, revision: Revision, command: Command) -> Result<Applied, Refusal> {
         self.revision = revision;
         match command {
-            Command::CreateCluster(cluster) => self.create_cluster(cluster),
+            Command::CreateCluster { cluster, secrets } => self.create_cluster(cluster, secrets),
             Command::RegisterNode(register) => self.register_node(register),
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
             Command::RemoveNode(node) => self.remove_node(node),
@@ -89,6 +92,11 @@ impl State {
     /// Returns the cluster's settings.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.founded.as_ref().map(|founded| &founded.cluster)
+    }
+
+    /// Returns the cluster's secrets, sealed.
+    pub fn secrets(&self) -> Option<&Secrets> {
+        self.founded.as_ref().map(|founded| &founded.secrets)
     }
 
     /// Lists the nodes by id.
@@ -147,7 +155,7 @@ impl State {
         self.founded.as_mut().ok_or(Refusal::NoCluster)
     }
 
-    fn create_cluster(&mut self, cluster: Cluster) -> Result<Applied, Refusal> {
+    fn create_cluster(&mut self, cluster: Cluster, secrets: Secrets) -> Result<Applied, Refusal> {
         if self.founded.is_some() {
             return Err(Refusal::ClusterExists);
         }
@@ -158,6 +166,7 @@ impl State {
             subnets: Serial::new(0, subnets - 1),
             subnets_ipv6: Serial::new(0, 0xffff),
             cluster,
+            secrets,
         });
         Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
     }

@@ -18,7 +18,7 @@ struct Log {
 impl Log {
     fn with_pool(pool: &str, mask_length: u8) -> Self {
         let mut log = Self { state: State::default() };
-        log.apply(Command::CreateCluster(cluster(pool, mask_length))).unwrap();
+        log.apply(create_cluster(pool, mask_length)).unwrap();
         log
     }
 
@@ -59,14 +59,22 @@ impl Log {
     }
 }
 
-fn cluster(pool: &str, mask_length: u8) -> Cluster {
-    Cluster {
+fn create_cluster(pool: &str, mask_length: u8) -> Command {
+    let cluster = Cluster {
         id: [9; 16],
         pool: pool.parse().unwrap(),
         mask_length,
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
-    }
+    };
+    let secrets = Secrets {
+        root: vec![1],
+        root_key: vec![2],
+        token_key: vec![3],
+        cluster_secret: vec![4],
+        epoch: 1,
+    };
+    Command::CreateCluster { cluster, secrets }
 }
 
 fn register(id: u128) -> RegisterNode {
@@ -330,12 +338,12 @@ fn only_its_own_node_ends_an_endpoint() {
 fn a_cluster_is_made_once_and_from_a_usable_pool() {
     let mut log = Log::new();
     assert_eq!(
-        log.refused(Command::CreateCluster(cluster("10.0.0.0/8", 24))),
+        log.refused(create_cluster("10.0.0.0/8", 24)),
         "the cluster is made already; join it instead"
     );
     let check = |pool, mask_length, sentence: &str| {
         let mut log = Log { state: State::default() };
-        let refused = log.refused(Command::CreateCluster(cluster(pool, mask_length)));
+        let refused = log.refused(create_cluster(pool, mask_length));
         assert_eq!(refused, sentence);
     };
     check("10.0.0.1/8", 24, "subnet 10.0.0.1/8 is not a network address; use 10.0.0.0/8");

@@ -9,7 +9,7 @@ use crate::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode,
     },
-    manager::{Log, LogFile, start_log},
+    manager::{Log, LogFile, manager_key::ManagerKey, start_log},
     types::{Availability, EndpointId, Node, NodeStatus, Role, VersionRange},
 };
 
@@ -21,19 +21,20 @@ struct Fixture {
 impl Fixture {
     /// Nodes 1 to 3, network 1.
     async fn new() -> Self {
-        let trust = Arc::new(Trust::new([9; 16]).unwrap());
-        let dispatcher = Arc::new(Dispatcher::new(trust));
+        let trust = Trust::new([9; 16]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let secrets = trust.sealed(&ManagerKey::create(folder.path()).unwrap()).unwrap();
+        let dispatcher = Arc::new(Dispatcher::new(Arc::new(trust)));
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
         let fixture = Self { log: start_log(file, dispatcher.clone()).unwrap(), dispatcher };
-        fixture
-            .apply(Command::CreateCluster(Cluster {
-                id: [9; 16],
-                pool: "10.0.0.0/8".parse().unwrap(),
-                mask_length: 16,
-                ula: "fd00::/48".parse().unwrap(),
-                data_port: 7790,
-            }))
-            .await;
+        let cluster = Cluster {
+            id: [9; 16],
+            pool: "10.0.0.0/8".parse().unwrap(),
+            mask_length: 16,
+            ula: "fd00::/48".parse().unwrap(),
+            data_port: 7790,
+        };
+        fixture.apply(Command::CreateCluster { cluster, secrets }).await;
         for id in 1..=3 {
             fixture.apply(register(id)).await;
         }

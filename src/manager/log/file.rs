@@ -48,7 +48,7 @@ pub(super) struct Grown {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's sentence says what it is")]
 pub enum OpenError {
-    #[error("the log {} is there already: this state folder holds a cluster; remove {} to give that cluster up", .path.display(), .path.display())]
+    #[error("the log {} is there already: this state folder holds a cluster; remove {} to give that cluster up", .path.display(), .path.parent().unwrap_or(Path::new(".")).display())]
     Exists { path: PathBuf },
     #[error("the log {} is not there; restore a backup with overlayd --restore", .path.display())]
     Missing { path: PathBuf },
