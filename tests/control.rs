@@ -171,7 +171,7 @@ impl Agent {
         let config = Arc::new(tls::member_config(&joined.credentials).unwrap());
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
-        let publish = move |table| drop(tables.send_replace(table));
+        let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
         let link =
             LinkTask::new(cluster.addr, config, Table::empty(joined.node.id), publish, channels);
         let task = tokio::spawn(link.run());

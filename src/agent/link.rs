@@ -2,7 +2,7 @@
 //! acknowledges it afterwards. When the stream breaks it is opened again: at once the first time,
 //! then after a random while, so that the nodes of a lost manager do not come back all together.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_lc_rs::rand;
@@ -19,23 +19,25 @@ use crate::{
     api::{
         HEARTBEAT, MAX_MESSAGE_BYTES, Malformed, SILENCE, channel, parse_id,
         proto::{
-            self, AgentMessage, Delta, Hello, ManagerMessage, Ping, Resync, Snapshot,
+            self, AgentMessage, Bookmark, Delta, Hello, ManagerMessage, Ping, Resync,
             agent_message, dispatch_client::DispatchClient, manager_message,
         },
+        read_scope_digests, read_scopes, scope_digests, scopes,
     },
-    engine::membership::{Change, Table},
+    engine::membership::{Change, Replica, Snapshot, Table},
+    types::{Position, ScopeId},
 };
 
 /// Keeps the stream; may be aborted.
 pub struct LinkTask<P> {
     manager: SocketAddr,
     tls: Arc<ClientConfig>,
-    table: Table,
+    replica: Replica,
     publish: P,
     connected: watch::Sender<Option<Channel>>,
 }
 
-impl<P: Fn(Arc<Table>) + Send> LinkTask<P> {
+impl<P: Fn(&Table) + Send> LinkTask<P> {
     /// Makes the task, which goes on from `table`. `publish` makes the data plane use a table; `connected` holds the channel to
     /// the manager while there is one whose first snapshot came.
     pub fn new(
@@ -45,7 +47,7 @@ impl<P: Fn(Arc<Table>) + Send> LinkTask<P> {
         publish: P,
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
-        Self { manager, tls, table, publish, connected }
+        Self { manager, tls, replica: Replica::new(table), publish, connected }
     }
 
     /// Keeps the stream open for as long as it is polled.
@@ -68,7 +70,9 @@ impl<P: Fn(Arc<Table>) + Send> LinkTask<P> {
         let mut client = DispatchClient::new(channel.clone());
         client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (outbound, messages) = mpsc::channel(OUTBOUND);
-        let hello = Hello { revision: self.table.revision };
+        let Position { epoch, revision } = self.replica.position();
+        let scopes = scope_digests(&self.replica.digests());
+        let hello = Hello { epoch, revision, scopes };
         outbound.send(message(agent_message::Message::Hello(hello))).await?;
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (message, messages))
@@ -87,12 +91,12 @@ struct Stream<'a, P> {
     outbound: mpsc::Sender<AgentMessage>,
     channel: Channel,
     /// The parts of a snapshot that came so far.
-    parts: Option<Table>,
-    /// Deltas are of no use until the snapshot asked for has come.
+    parts: Option<Snapshot>,
+    /// A snapshot is on its way; what comes before it is of no use.
     resync: bool,
 }
 
-impl<P: Fn(Arc<Table>) + Send> Stream<'_, P> {
+impl<P: Fn(&Table) + Send> Stream<'_, P> {
     async fn serve(mut self, mut inbound: Streaming<ManagerMessage>) -> anyhow::Result<Infallible> {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,23 +125,28 @@ impl<P: Fn(Arc<Table>) + Send> Stream<'_, P> {
             manager_message::Message::Ping(_) => Ok(()),
             manager_message::Message::Snapshot(part) => self.handle_snapshot(part).await,
             manager_message::Message::Delta(delta) => self.handle_delta(delta).await,
+            manager_message::Message::Bookmark(bookmark) => self.handle_bookmark(bookmark).await,
         }
     }
 
-    async fn handle_snapshot(&mut self, part: Snapshot) -> anyhow::Result<()> {
-        let node = self.link.table.node;
-        let mut table = match self.parts.take() {
-            Some(parts) if parts.revision == part.revision => parts,
-            Some(_) | None => Table { revision: part.revision, ..Table::empty(node) },
-        };
+    async fn handle_snapshot(&mut self, part: proto::Snapshot) -> anyhow::Result<()> {
         let last = part.last;
-        extend(&mut table, part)?;
+        let snapshot = match self.parts.take() {
+            Some(mut parts) if parts.position == position(&part) => {
+                extend(&mut parts, part)?;
+                parts
+            }
+            Some(_) | None => snapshot(part)?,
+        };
         if !last {
-            self.parts = Some(table);
+            self.parts = Some(snapshot);
             return Ok(());
         }
-        self.link.table.handle_snapshot(table)?;
-        debug!(revision = self.link.table.revision, "snapshot");
+        if let Err(error) = self.link.replica.handle_snapshot(snapshot) {
+            warn!(%error, "a snapshot does not fit; asking for a whole one");
+            return self.ask_for(BTreeSet::new()).await;
+        }
+        debug!(position = %self.link.replica.position(), "snapshot");
         self.resync = false;
         self.publish().await?;
         if self.link.connected.borrow().is_none() {
@@ -152,23 +161,50 @@ impl<P: Fn(Arc<Table>) + Send> Stream<'_, P> {
             return Ok(());
         }
         let changes = delta.changes.into_iter().map(change).collect::<Result<_, Malformed>>()?;
-        match self.link.table.handle_delta(delta.from, delta.to, changes) {
-            Ok(table) => {
-                self.link.table = table;
-                self.publish().await
-            }
+        let at = |revision| Position { epoch: delta.epoch, revision };
+        match self.link.replica.handle_delta(at(delta.from), at(delta.to), changes) {
+            Ok(()) => self.publish().await,
             Err(error) => {
                 warn!(%error, "a delta does not fit; asking for a snapshot");
-                self.resync = true;
-                let resync = message(agent_message::Message::Resync(Resync {}));
-                Ok(self.outbound.send(resync).await?)
+                self.ask_for(BTreeSet::new()).await
             }
         }
     }
 
+    async fn handle_bookmark(&mut self, bookmark: Bookmark) -> anyhow::Result<()> {
+        if self.resync {
+            return Ok(());
+        }
+        let at = Position { epoch: bookmark.epoch, revision: bookmark.revision };
+        let digests = read_scope_digests(&bookmark.scopes)?;
+        match self.link.replica.handle_bookmark(at, &digests) {
+            Ok(differ) if differ.is_empty() => Ok(()),
+            Ok(differ) => {
+                warn!(
+                    scopes = differ.len(),
+                    "the table is not the manager's; asking for that part"
+                );
+                self.ask_for(differ).await
+            }
+            Err(error) => {
+                warn!(%error, "a bookmark does not fit; asking for a snapshot");
+                self.ask_for(BTreeSet::new()).await
+            }
+        }
+    }
+
+    /// Asks for a snapshot of some scopes, or of everything.
+    async fn ask_for(&mut self, wanted: BTreeSet<ScopeId>) -> anyhow::Result<()> {
+        self.resync = true;
+        self.parts = None;
+        let resync = Resync { scopes: scopes(&wanted) };
+        Ok(self.outbound.send(message(agent_message::Message::Resync(resync))).await?)
+    }
+
     async fn publish(&self) -> anyhow::Result<()> {
-        let revision = self.link.table.revision;
-        (self.link.publish)(Arc::new(self.link.table.clone()));
+        let table = self.link.replica.table();
+        let revision = table.revision;
+        (self.link.publish)(table);
         let acknowledged = message(agent_message::Message::Acknowledged(revision));
         Ok(self.outbound.send(acknowledged).await?)
     }
@@ -178,18 +214,34 @@ fn message(message: agent_message::Message) -> AgentMessage {
     AgentMessage { message: Some(message) }
 }
 
-fn extend(table: &mut Table, part: Snapshot) -> Result<(), Malformed> {
-    for network in part.networks {
-        let network = crate::types::Network::try_from(network)?;
-        table.networks.insert(network.id, network);
+fn position(part: &proto::Snapshot) -> Position {
+    Position { epoch: part.epoch, revision: part.revision }
+}
+
+/// Reads the first part of a snapshot.
+fn snapshot(part: proto::Snapshot) -> Result<Snapshot, Malformed> {
+    let mut snapshot = Snapshot {
+        position: position(&part),
+        scopes: part.partial.then(|| read_scopes(&part.scopes)).transpose()?,
+        networks: Vec::new(),
+        peers: Vec::new(),
+        endpoints: Vec::new(),
+    };
+    extend(&mut snapshot, part)?;
+    Ok(snapshot)
+}
+
+/// Takes what another part holds.
+fn extend(snapshot: &mut Snapshot, part: proto::Snapshot) -> Result<(), Malformed> {
+    let proto::Snapshot { networks, peers, endpoints, .. } = part;
+    for network in networks {
+        snapshot.networks.push(network.try_into()?);
     }
-    for peer in part.peers {
-        let peer = crate::types::Peer::try_from(peer)?;
-        table.peers.insert(peer.id, peer);
+    for peer in peers {
+        snapshot.peers.push(peer.try_into()?);
     }
-    for endpoint in part.endpoints {
-        let endpoint = crate::types::Endpoint::try_from(endpoint)?;
-        table.endpoints.insert(endpoint.id, endpoint);
+    for endpoint in endpoints {
+        snapshot.endpoints.push(endpoint.try_into()?);
     }
     Ok(())
 }

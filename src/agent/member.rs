@@ -142,7 +142,8 @@ impl Member {
         let (channels, connected) = watch::channel(None);
         let publish = {
             let dataplane = dataplane.clone();
-            move |table: Arc<Table>| {
+            move |table: &Table| {
+                let table = Arc::new(table.clone());
                 dataplane.publish(table.clone());
                 tables.send_replace(table);
             }

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     api::{
-        DEFAULT_PORT, Ending, Founded, Founding, JoinToken, channel,
+        DEFAULT_PORT, Ending, Founded, Founding, JoinToken, Reopened, Reopening, channel,
         proto::{
             InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
             LeaveClusterRequest, LeaveClusterResponse,
@@ -45,14 +45,20 @@ use crate::{
         tls,
     },
     io::netlink::{self, InterfaceAddr},
-    types::{EndpointId, Name, Offloads, Role},
+    types::{EndpointId, Name, Node as NodeRecord, Offloads, Role},
 };
 
 /// A future of a function that the agent is given.
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// A manager that a function starts, or why it does not.
+type Starting<T> = Boxed<anyhow::Result<(T, StopManager)>>;
 /// Starts a manager in this process. The agent does not know how one is made.
-pub type StartManager =
-    Box<dyn Fn(Founding) -> Boxed<anyhow::Result<(Founded, StopManager)>> + Send + Sync>;
+pub struct StartManager {
+    /// Founds a cluster.
+    pub found: Box<dyn Fn(Founding) -> Starting<Founded> + Send + Sync>,
+    /// Serves the cluster of the state folder again.
+    pub open: Box<dyn Fn(Reopening) -> Starting<Reopened> + Send + Sync>,
+}
 /// Ends that manager.
 pub type StopManager = Box<dyn FnOnce(Ending) -> Boxed<()> + Send>;
 
@@ -106,7 +112,14 @@ impl Node {
     pub async fn resume(&self) -> anyhow::Result<()> {
         let mut life = self.life.lock().await;
         let Some((record, credentials)) = self.records.member()? else { return Ok(()) };
-        let MemberRecord { cluster, node, manager, .. } = record;
+        let MemberRecord { cluster, node, manager, listen_addr } = record;
+        let (node, stop) = match listen_addr {
+            Some(listen_addr) => {
+                let (reopened, stop) = self.open_manager(listen_addr, &node, &credentials).await?;
+                (reopened.node, Some(stop))
+            }
+            None => (node, None),
+        };
         let data_addr = node.data_addr;
         let addresses = netlink::addresses().await?;
         let data =
@@ -118,8 +131,23 @@ impl Node {
         let parts = self.parts(joined, manager, data_addr, data.mtu).await?;
         let member = Member::resume(parts).await?;
         info!(node = %member.node.name, %manager, "member as before");
-        *life = Life::Member(member, None);
+        *life = Life::Member(member, stop);
         Ok(())
+    }
+
+    async fn open_manager(
+        &self,
+        listen_addr: SocketAddr,
+        node: &NodeRecord,
+        credentials: &tls::Credentials,
+    ) -> anyhow::Result<(Reopened, StopManager)> {
+        let reopening = Reopening {
+            state_dir: self.options.state_dir.clone(),
+            listen_addr,
+            node: node.id,
+            credentials: credentials.clone(),
+        };
+        (self.start_manager.open)(reopening).await.context("start the manager again")
     }
 
     /// Returns the membership.
@@ -156,7 +184,7 @@ impl Node {
         check_outside(&life)?;
         let (founding, data) = self.founding(&request).await?;
         let data_addr = SocketAddr::new(data.ip, founding.data_port);
-        let (founded, stop) = (self.start_manager)(founding).await.map_err(refused)?;
+        let (founded, stop) = (self.start_manager.found)(founding).await.map_err(refused)?;
         let manager = own_manager(founded.listen_addr, founded.node.advertise_addr);
         let (cluster, node) = (founded.cluster, founded.node);
         let joined = Joined { cluster, node, credentials: founded.credentials };
@@ -166,7 +194,13 @@ impl Node {
             worker_token: founded.worker_token.to_string(),
             manager_addr: joined.node.advertise_addr.to_string(),
         };
-        match self.start_member(joined, manager, data_addr, data.mtu).await {
+        let record = MemberRecord {
+            cluster,
+            node: joined.node.clone(),
+            manager,
+            listen_addr: Some(founded.listen_addr),
+        };
+        match self.start_member(joined, record, data_addr, data.mtu).await {
             Ok(member) => {
                 info!(node = %member.node.name, "cluster founded");
                 *life = Life::Member(member, Some(stop));
@@ -219,15 +253,7 @@ impl Node {
             manager,
             listen_addr: None,
         };
-        let started = async {
-            let member = self.start_member(joined, manager, data_addr, data.mtu).await?;
-            if let Err(error) = self.records.put_member(&record, &credentials) {
-                member.shutdown().await;
-                return Err(error);
-            }
-            Ok(member)
-        };
-        match started.await {
+        match self.start_member(joined, record, data_addr, data.mtu).await {
             Ok(member) => {
                 info!(node = %member.node.name, %manager, "joined");
                 *life = Life::Member(member, None);
@@ -387,11 +413,18 @@ impl Node {
     async fn start_member(
         &self,
         joined: Joined,
-        manager: SocketAddr,
+        record: MemberRecord,
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Arc<Member>> {
-        Member::start(self.parts(joined, manager, data_addr, underlay_mtu).await?).await
+        let credentials = joined.credentials.clone();
+        let parts = self.parts(joined, record.manager, data_addr, underlay_mtu).await?;
+        let member = Member::start(parts).await?;
+        if let Err(error) = self.records.put_member(&record, &credentials) {
+            member.shutdown().await;
+            return Err(error);
+        }
+        Ok(member)
     }
 
     /// Starts the data plane of a member, and puts what belongs to it beside.
@@ -543,7 +576,10 @@ mod tests {
             rekey_interval: Duration::from_secs(120),
             hostname: "n1".into(),
         };
-        let start: StartManager = Box::new(|_| Box::pin(async { bail!("not asked for") }));
+        let start = StartManager {
+            found: Box::new(|_| Box::pin(async { bail!("not asked for") })),
+            open: Box::new(|_| Box::pin(async { bail!("not asked for") })),
+        };
         let node = Arc::new(Node::new(options, identity.unwrap(), Records::new(state), start));
         let sentence = "this node is not a member of a cluster; make one with 'overlayctl init', or join one with 'overlayctl join'";
         assert_eq!(node.member().await.err().unwrap().message(), sentence);

@@ -10,11 +10,13 @@
 pub mod channel;
 mod convert;
 mod founding;
+mod scope;
 pub mod tls;
 mod token;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
 pub use founding::{Ending, Founded, Founding, Reopened, Reopening};
+pub use scope::{read_scope_digests, read_scopes, scope_digests, scopes};
 pub use token::{JoinToken, TokenError};
 
 /// The generated messages, clients and servers.

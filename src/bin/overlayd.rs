@@ -87,13 +87,23 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 
 /// Gives the agent the way to a manager in this process.
 fn start_manager() -> StartManager {
-    Box::new(|founding| {
-        Box::pin(async move {
-            let (manager, founded) = Manager::found(founding).await?;
-            let stop: StopManager = Box::new(|ending| Box::pin(manager.end(ending)));
-            Ok((founded, stop))
-        })
-    })
+    fn stop(manager: Manager) -> StopManager {
+        Box::new(|ending| Box::pin(manager.end(ending)))
+    }
+    StartManager {
+        found: Box::new(|founding| {
+            Box::pin(async move {
+                let (manager, founded) = Manager::found(founding).await?;
+                Ok((founded, stop(manager)))
+            })
+        }),
+        open: Box::new(|reopening| {
+            Box::pin(async move {
+                let (manager, reopened) = Manager::open(reopening).await?;
+                Ok((reopened, stop(manager)))
+            })
+        }),
+    }
 }
 
 /// Our own events go to stderr from the chosen level up, those of libraries only as warnings.

@@ -15,10 +15,10 @@ use tokio::sync::{Notify, watch};
 use super::trust::Trust;
 use crate::{
     engine::{
-        cluster::{Event, Scope, State},
-        membership::{Change, Table},
+        cluster::{Digests, Event, Scope, State},
+        membership::{Change, Snapshot},
     },
-    types::{NetworkId, NodeId, Revision},
+    types::{Digest, NetworkId, NodeId, Position, Psk, Revision, ScopeId},
 };
 
 /// The sessions of all connected agents.
@@ -35,6 +35,9 @@ struct Sessions {
     /// The connected nodes that take part in a network, by network for as long as it lives.
     interested: BTreeMap<NetworkId, BTreeSet<NodeId>>,
     opened: u64,
+    digests: Digests,
+    /// Of the newest command.
+    position: Position,
 }
 
 struct Session {
@@ -46,6 +49,8 @@ struct Session {
     /// The revision of the newest change, sent or not.
     newest: Revision,
     acknowledged: Revision,
+    /// What the newest bookmark, or snapshot, was as of.
+    marked: Revision,
     wake: Arc<Notify>,
 }
 
@@ -71,13 +76,13 @@ pub enum Due {
     /// The changes of `(from, to]`.
     Delta {
         /// What the agent's table stands at.
-        from: Revision,
+        from: Position,
         /// What it will stand at.
-        to: Revision,
+        to: Position,
         /// In order.
         changes: Vec<Change>,
     },
-    /// A snapshot.
+    /// A snapshot of the whole table.
     Snapshot,
     /// The session ended: the node was removed, or has opened another.
     Ended,
@@ -91,8 +96,11 @@ impl Dispatcher {
 
     /// Tells the sessions concerned of what a command changed.
     pub fn handle_events(&self, state: &State, revision: Revision, events: &[Event]) {
+        let keys = self.trust.epoch_keys();
         let mut sessions = self.locked();
+        sessions.position = state.position();
         for event in events {
+            sessions.digests.handle_event(state, event, &keys);
             for node in sessions.concerned(state, event) {
                 sessions.handle_event(state, revision, event, node, &self.trust);
             }
@@ -119,10 +127,34 @@ impl Dispatcher {
         self.progress.send_modify(|count| *count += 1);
     }
 
-    /// Opens a node's session, in the place of an older one, and returns its snapshot.
-    pub fn open(&self, state: &State, node: NodeId) -> (SessionHandle, Table) {
-        let (scope, table) = self.snapshot(state, node);
+    /// Takes a state in that was there before this dispatcher.
+    pub fn adopt(&self, state: &State) {
         let mut sessions = self.locked();
+        sessions.digests = Digests::new(state, &self.trust.epoch_keys());
+        sessions.position = state.position();
+    }
+
+    /// Opens a node's session, in the place of an older one, and returns the snapshot of what the
+    /// node's table, which stands at `held` with these digests, lacks.
+    ///
+    /// # Errors
+    /// The node has heard of more than this manager has.
+    pub fn open(
+        &self,
+        state: &State,
+        node: NodeId,
+        held: Position,
+        digests: &[(ScopeId, Digest)],
+    ) -> Result<(SessionHandle, Snapshot), Ahead> {
+        let position = state.position();
+        if held > position {
+            return Err(Ahead { held, position });
+        }
+        let scope = Scope::new(state, node);
+        let mut sessions = self.locked();
+        let known = held.epoch == position.epoch && held.revision > 0;
+        let scopes = known.then(|| differing(digests, &sessions.digests.of_scope(&scope)));
+        let snapshot = scope.snapshot(state, scopes, &self.keys_of(node));
         sessions.end(node);
         sessions.opened += 1;
         let wake = Arc::new(Notify::new());
@@ -130,45 +162,74 @@ impl Dispatcher {
             number: sessions.opened,
             scope,
             queue: Queue::Changes(Vec::new()),
-            sent: table.revision,
-            newest: table.revision,
+            sent: position.revision,
+            newest: position.revision,
             acknowledged: 0,
+            marked: position.revision,
             wake: wake.clone(),
         };
-        for network in table.networks.keys() {
-            sessions.interested.entry(*network).or_default().insert(node);
+        for network in session.scope.networks() {
+            sessions.interested.entry(network).or_default().insert(node);
         }
         let handle = SessionHandle { node, number: session.number, wake };
         sessions.by_node.insert(node, session);
-        (handle, table)
+        Ok((handle, snapshot))
     }
 
     /// Takes what is due to the agent.
     pub fn take(&self, handle: &SessionHandle) -> Due {
         let mut sessions = self.locked();
+        let epoch = sessions.position.epoch;
         let Some(session) = sessions.of(handle) else { return Due::Ended };
         match &mut session.queue {
             Queue::Collapsed => Due::Snapshot,
             Queue::Changes(changes) if changes.is_empty() => Due::Nothing,
             Queue::Changes(changes) => {
                 let changes = std::mem::take(changes);
-                let (from, to) = (session.sent, session.newest);
-                session.sent = to;
+                let at = |revision| Position { epoch, revision };
+                let (from, to) = (at(session.sent), at(session.newest));
+                session.sent = session.newest;
                 Due::Delta { from, to, changes }
             }
         }
     }
 
-    /// Takes a fresh snapshot for the agent, in the place of all that is due.
-    pub fn take_snapshot(&self, state: &State, handle: &SessionHandle) -> Option<Table> {
-        let (scope, table) = self.snapshot(state, handle.node);
+    /// Takes a snapshot for the agent of the whole table, in the place of all that is due; or of
+    /// some scopes, which is `None` while changes are due that come before it.
+    pub fn take_snapshot(
+        &self,
+        state: &State,
+        handle: &SessionHandle,
+        scopes: Option<BTreeSet<ScopeId>>,
+    ) -> Option<Snapshot> {
+        let keys = self.keys_of(handle.node);
         let mut sessions = self.locked();
         let session = sessions.of(handle)?;
-        session.scope = scope;
+        if scopes.is_some() && !session.is_up_to_date() {
+            return None;
+        }
         session.queue = Queue::Changes(Vec::new());
-        session.sent = table.revision;
-        session.newest = table.revision;
-        Some(table)
+        session.sent = state.revision();
+        session.newest = state.revision();
+        session.marked = state.revision();
+        Some(session.scope.snapshot(state, scopes, &keys))
+    }
+
+    /// Returns what a bookmark for the agent says, if everything was sent since the last.
+    pub fn take_bookmark(
+        &self,
+        handle: &SessionHandle,
+    ) -> Option<(Position, Vec<(ScopeId, Digest)>)> {
+        let mut sessions = self.locked();
+        let epoch = sessions.position.epoch;
+        let session = sessions.of(handle)?;
+        if !session.is_up_to_date() || session.marked == session.sent {
+            return None;
+        }
+        session.marked = session.sent;
+        let position = Position { epoch, revision: session.sent };
+        let session = sessions.by_node.get(&handle.node)?;
+        Some((position, sessions.digests.of_scope(&session.scope)))
     }
 
     /// Notes that the agent forwards by the table of a revision.
@@ -209,13 +270,34 @@ impl Dispatcher {
         self.progress.subscribe()
     }
 
-    fn snapshot(&self, state: &State, node: NodeId) -> (Scope, Table) {
-        Scope::snapshot(state, node, &|other| self.trust.pair_keys(node, other))
+    fn keys_of(&self, node: NodeId) -> impl Fn(NodeId) -> Vec<Psk> {
+        move |other| self.trust.pair_keys(node, other)
     }
 
     /// A panic while the lock is held loses at most that change's sessions, which then resync.
     fn locked(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that a node has heard of more than this manager has.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node has heard of position {held}, and this manager stands at {position}")]
+pub struct Ahead {
+    held: Position,
+    position: Position,
+}
+
+/// The scopes that are not the same, or only on one side.
+fn differing(ours: &[(ScopeId, Digest)], theirs: &[(ScopeId, Digest)]) -> BTreeSet<ScopeId> {
+    let [ours, theirs] = [ours, theirs].map(|digests| digests.iter().collect::<BTreeSet<_>>());
+    ours.symmetric_difference(&theirs).map(|(scope, _)| *scope).collect()
+}
+
+impl Session {
+    /// Whether the agent was sent everything.
+    fn is_up_to_date(&self) -> bool {
+        matches!(&self.queue, Queue::Changes(changes) if changes.is_empty())
     }
 }
 

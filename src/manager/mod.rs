@@ -181,6 +181,7 @@ impl Manager {
             );
         };
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
+        dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
         note_all_down(&log).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));

@@ -1,8 +1,8 @@
-//! The stream to one agent. A task a stream: it says hello with a snapshot, then sends what is due,
-//! hears acknowledgements, and ends when the agent is silent, gone, removed, or connected anew. The
+//! The stream to one agent. A task a stream: it answers hello with what the agent's table lacks, then
+//! sends what is due, hears acknowledgements, and ends when the agent is silent, gone, removed, or connected anew. The
 //! node is Ready while its newest stream is open.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use prost::Message as _;
@@ -21,15 +21,16 @@ use crate::{
     api::{
         HEARTBEAT, MAX_MESSAGE_BYTES, SILENCE,
         proto::{
-            self, AgentMessage, Delta, ManagerMessage, Ping, Snapshot, agent_message,
+            self, AgentMessage, Bookmark, Delta, Hello, ManagerMessage, Ping, agent_message,
             manager_message,
         },
+        read_scope_digests, read_scopes, scope_digests, scopes,
     },
     engine::{
-        cluster::{Command, State},
-        membership::{Change, Table},
+        cluster::Command,
+        membership::{Change, Snapshot},
     },
-    types::{Node, NodeStatus},
+    types::{Node, NodeStatus, Position, ScopeId},
 };
 
 /// The service.
@@ -49,16 +50,39 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         let mut inbound = request.into_inner();
         let first = timeout(SILENCE, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
-        let Some(agent_message::Message::Hello(_)) = first.and_then(|first| first.message) else {
+        let Some(agent_message::Message::Hello(hello)) = first.and_then(|first| first.message)
+        else {
             return Err(Status::invalid_argument("the first message is not hello"));
         };
+        let opened = self.open(&node, &hello)?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let task = SessionTask { shared: self.shared.clone(), node, inbound, outbound };
-        self.shared.spawn(task.run());
+        self.shared.spawn(task.run(opened));
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (Ok(message), messages))
         });
         Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+impl Dispatch {
+    /// Opens the session of a node whose table stands where its hello says.
+    fn open(&self, node: &Node, hello: &Hello) -> Result<(SessionHandle, Snapshot), Status> {
+        let held = Position { epoch: hello.epoch, revision: hello.revision };
+        let digests = read_scope_digests(&hello.scopes)?;
+        let dispatcher = &self.shared.dispatcher;
+        self.shared.log.read(|state| {
+            // The node may have been removed since the call was let in.
+            if state.node(node.id).is_none() {
+                return Err(Status::unauthenticated("the node was removed; join the cluster anew"));
+            }
+            let opened = dispatcher.open(state, node.id, held, &digests);
+            opened.map_err(|ahead| {
+                Status::failed_precondition(format!(
+                    "{ahead}; it may have been restored from an old backup: see its log"
+                ))
+            })
+        })
     }
 }
 
@@ -71,16 +95,11 @@ struct SessionTask {
 }
 
 impl SessionTask {
-    async fn run(mut self) {
+    async fn run(mut self, (handle, snapshot): (SessionHandle, Snapshot)) {
         let shared = self.shared.clone();
-        let open = |state: &State| {
-            // The node may have been removed since the call was let in.
-            state.node(self.node.id).map(|node| shared.dispatcher.open(state, node.id))
-        };
-        let Some((handle, table)) = shared.log.read(open) else { return };
         self.note_status(NodeStatus::Ready).await;
         info!(node = %self.node.name, "agent connected");
-        let reason = self.serve(&handle, table).await;
+        let reason = self.serve(&handle, snapshot).await;
         if shared.dispatcher.close(&handle) {
             self.note_status(NodeStatus::Down).await;
         }
@@ -88,14 +107,19 @@ impl SessionTask {
     }
 
     /// Serves the stream until it ends, and says why.
-    async fn serve(&mut self, handle: &SessionHandle, table: Table) -> &'static str {
-        if !self.send_snapshot(&table).await {
+    async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> &'static str {
+        if !self.send_snapshot(snapshot).await {
             return "closed";
         }
+        let shared = self.shared.clone();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut bookmarks = interval(BETWEEN_BOOKMARKS);
+        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due = true;
+        // What comes soon after goes with the same message.
+        let mut next_delta = Instant::now();
         loop {
             tokio::select! {
                 message = self.inbound.message() => match message {
@@ -109,25 +133,26 @@ impl SessionTask {
                 },
                 () = handle.wake.notified() => due = true,
                 // Only a stream with room is asked what is due: until then changes are coalesced.
-                permit = self.outbound.reserve(), if due => match permit {
+                permit = self.outbound.reserve(), if due && next_delta <= Instant::now() => match permit {
                     Err(_) => return "closed",
-                    Ok(permit) => match self.shared.dispatcher.take(handle) {
+                    Ok(permit) => match shared.dispatcher.take(handle) {
                         Due::Nothing => due = false,
                         Due::Ended => return "ended by the manager",
                         Due::Delta { from, to, changes } => {
+                            next_delta = Instant::now() + COALESCED;
                             let delta = delta(from, to, changes);
                             if delta.encoded_len() <= MAX_MESSAGE_BYTES / 2 {
                                 permit.send(message(manager_message::Message::Delta(delta)));
                             } else {
                                 drop(permit);
-                                if !self.resync(handle).await {
+                                if !self.resync(handle, None).await {
                                     return "closed";
                                 }
                             }
                         }
                         Due::Snapshot => {
                             drop(permit);
-                            if !self.resync(handle).await {
+                            if !self.resync(handle, None).await {
                                 return "closed";
                             }
                         }
@@ -137,6 +162,18 @@ impl SessionTask {
                     // A full stream carries data, which is heard as well.
                     let ping = message(manager_message::Message::Ping(Ping {}));
                     let _ = self.outbound.try_send(ping);
+                }
+                () = sleep_until(next_delta), if due && next_delta > Instant::now() => {}
+                _ = bookmarks.tick() => {
+                    if let Some((position, digests)) = shared.dispatcher.take_bookmark(handle) {
+                        let Position { epoch, revision } = position;
+                        let scopes = scope_digests(&digests);
+                        let bookmark = Bookmark { epoch, revision, scopes };
+                        let bookmark = message(manager_message::Message::Bookmark(bookmark));
+                        if timeout(SEND_TIMEOUT, self.outbound.send(bookmark)).await.is_err() {
+                            return "silent";
+                        }
+                    }
                 }
                 () = sleep_until(heard + SILENCE) => return "silent",
             }
@@ -149,26 +186,31 @@ impl SessionTask {
                 self.shared.dispatcher.handle_acknowledged(handle, revision);
                 true
             }
-            Some(agent_message::Message::Resync(_)) => {
-                debug!(node = %self.node.name, "agent asks for a snapshot");
-                self.resync(handle).await
+            Some(agent_message::Message::Resync(resync)) => {
+                debug!(node = %self.node.name, scopes = resync.scopes.len(), "agent asks for a snapshot");
+                let Ok(scopes) = read_scopes(&resync.scopes) else { return false };
+                self.resync(handle, Some(scopes).filter(|scopes| !scopes.is_empty())).await
             }
             Some(agent_message::Message::Ping(_)) => true,
             Some(agent_message::Message::Hello(_)) | None => false,
         }
     }
 
-    /// Sends a fresh snapshot; tells whether the stream goes on.
-    async fn resync(&self, handle: &SessionHandle) -> bool {
-        let dispatcher = &self.shared.dispatcher;
-        match self.shared.log.read(|state| dispatcher.take_snapshot(state, handle)) {
-            Some(table) => self.send_snapshot(&table).await,
+    /// Sends a snapshot of some scopes, or of the whole table; tells whether the stream goes on.
+    async fn resync(&self, handle: &SessionHandle, scopes: Option<BTreeSet<ScopeId>>) -> bool {
+        let take = |scopes| {
+            let dispatcher = &self.shared.dispatcher;
+            self.shared.log.read(|state| dispatcher.take_snapshot(state, handle, scopes))
+        };
+        // Where changes are due first, the whole table stands for both.
+        match take(scopes).or_else(|| take(None)) {
+            Some(snapshot) => self.send_snapshot(snapshot).await,
             None => false,
         }
     }
 
-    async fn send_snapshot(&self, table: &Table) -> bool {
-        for part in parts(table) {
+    async fn send_snapshot(&self, snapshot: Snapshot) -> bool {
+        for part in parts(snapshot) {
             let part = message(manager_message::Message::Snapshot(part));
             // An agent that takes nothing for this long is silent too.
             match timeout(SEND_TIMEOUT, self.outbound.send(part)).await {
@@ -192,7 +234,7 @@ fn message(message: manager_message::Message) -> ManagerMessage {
     ManagerMessage { message: Some(message) }
 }
 
-fn delta(from: u64, to: u64, changes: Vec<Change>) -> Delta {
+fn delta(from: Position, to: Position, changes: Vec<Change>) -> Delta {
     use proto::change::Change as Wire;
     let change = |change: &Change| {
         let change = match change {
@@ -205,14 +247,19 @@ fn delta(from: u64, to: u64, changes: Vec<Change>) -> Delta {
         };
         proto::Change { change: Some(change) }
     };
-    Delta { from, to, changes: changes.iter().map(change).collect() }
+    let changes = changes.iter().map(change).collect();
+    Delta { epoch: to.epoch, from: from.revision, to: to.revision, changes }
 }
 
 /// Cuts a snapshot into messages that every agent takes.
-fn parts(table: &Table) -> Vec<Snapshot> {
-    let empty = || Snapshot { revision: table.revision, ..Snapshot::default() };
-    let (mut parts, mut bytes) = (vec![empty()], 0);
-    let mut room = |size: usize, parts: &mut Vec<Snapshot>| {
+fn parts(snapshot: Snapshot) -> Vec<proto::Snapshot> {
+    let Position { epoch, revision } = snapshot.position;
+    let partial = snapshot.scopes.is_some();
+    let scopes = scopes(snapshot.scopes.iter().flatten());
+    let empty = || proto::Snapshot { epoch, revision, partial, ..Default::default() };
+    let first = proto::Snapshot { scopes, ..empty() };
+    let (mut parts, mut bytes) = (vec![first], 0);
+    let mut room = |size: usize, parts: &mut Vec<proto::Snapshot>| {
         if bytes + size > PART_BYTES {
             parts.push(empty());
             bytes = 0;
@@ -220,15 +267,15 @@ fn parts(table: &Table) -> Vec<Snapshot> {
         bytes += size;
         parts.len() - 1
     };
-    for network in table.networks.values().map(proto::Network::from) {
+    for network in snapshot.networks.iter().map(proto::Network::from) {
         let part = room(network.encoded_len(), &mut parts);
         parts[part].networks.push(network);
     }
-    for peer in table.peers.values().map(proto::Peer::from) {
+    for peer in snapshot.peers.iter().map(proto::Peer::from) {
         let part = room(peer.encoded_len(), &mut parts);
         parts[part].peers.push(peer);
     }
-    for endpoint in table.endpoints.values().map(proto::Endpoint::from) {
+    for endpoint in snapshot.endpoints.iter().map(proto::Endpoint::from) {
         let part = room(endpoint.encoded_len(), &mut parts);
         parts[part].endpoints.push(endpoint);
     }
@@ -242,30 +289,40 @@ fn parts(table: &Table) -> Vec<Snapshot> {
 const OUTBOUND: usize = 4;
 const PART_BYTES: usize = MAX_MESSAGE_BYTES / 4;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// A first change is sent at once; what follows within this time goes together.
+const COALESCED: Duration = Duration::from_millis(50);
+/// A mistake is found within this time, and a quiet table is asked nothing.
+const BETWEEN_BOOKMARKS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::{Endpoint, EndpointId, NetworkId, NodeId};
 
+    fn snapshot(endpoints: u128) -> Snapshot {
+        let endpoint = |id| Endpoint {
+            id: EndpointId::from_u128(id),
+            name: "e".parse().unwrap(),
+            network: NetworkId::from_u128(1),
+            node: NodeId::from_u128(1),
+            addresses: vec!["10.0.0.2/24".parse().unwrap()],
+            aliases: Vec::new(),
+        };
+        Snapshot {
+            position: Position { epoch: 2, revision: 7 },
+            scopes: None,
+            networks: Vec::new(),
+            peers: Vec::new(),
+            endpoints: (0..endpoints).map(endpoint).collect(),
+        }
+    }
+
     #[test]
     fn a_large_table_is_cut_into_messages_that_agents_take() {
-        let mut table = Table { revision: 7, ..Table::empty(NodeId::from_u128(1)) };
-        for id in 0..40_000 {
-            let endpoint = Endpoint {
-                id: EndpointId::from_u128(id),
-                name: "e".parse().unwrap(),
-                network: NetworkId::from_u128(1),
-                node: NodeId::from_u128(1),
-                addresses: vec!["10.0.0.2/24".parse().unwrap()],
-                aliases: Vec::new(),
-            };
-            table.endpoints.insert(endpoint.id, endpoint);
-        }
-        let parts = parts(&table);
+        let parts = parts(snapshot(40_000));
         assert!(parts.len() > 1, "the table is too small for this test");
         assert!(parts.iter().all(|part| part.encoded_len() < MAX_MESSAGE_BYTES));
-        assert!(parts.iter().all(|part| part.revision == 7));
+        assert!(parts.iter().all(|part| (part.epoch, part.revision) == (2, 7)));
         assert_eq!(parts.iter().map(|part| part.endpoints.len()).sum::<usize>(), 40_000);
         let last: Vec<bool> = parts.iter().map(|part| part.last).collect();
         assert_eq!(last.iter().filter(|last| **last).count(), 1);
@@ -274,7 +331,7 @@ mod tests {
 
     #[test]
     fn an_empty_table_is_one_message() {
-        let parts = parts(&Table::empty(NodeId::from_u128(1)));
+        let parts = parts(snapshot(0));
         assert_eq!((parts.len(), parts[0].last), (1, true));
     }
 }

@@ -16,6 +16,22 @@ use super::{EndpointId, NetworkId, NodeId, Vni};
 /// A position in the replicated log; 0 is before the first command.
 pub type Revision = u64;
 
+/// A position that orders across recoveries: each recovery of the log from what was left starts a
+/// new epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// The epoch.
+    pub epoch: u64,
+    /// The revision in it.
+    pub revision: Revision,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.revision)
+    }
+}
+
 /// The name of a node, network or endpoint: 1 to 63 of `a-z A-Z 0-9 _ . -`, the first a letter or
 /// digit, so that it is one label of a path, a flag and (but for `.` and `_`) of DNS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

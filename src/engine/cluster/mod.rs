@@ -8,6 +8,7 @@
 //! ```
 
 mod command;
+mod digests;
 mod endpoint;
 mod limits;
 mod network;
@@ -31,17 +32,21 @@ pub use self::{
         Applied, Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, Outcome,
         RegisterNode,
     },
+    digests::Digests,
     reference::resolve,
     refusal::{Kind, Refusal},
     scope::Scope,
     secrets::Secrets,
 };
 use self::{network::NetworkEntry, serial::Serial};
-use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Revision};
+use crate::types::{
+    Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Position, Revision,
+};
 
 /// Everything that the cluster knows. A snapshot of the log is this, as `serde` writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
+    epoch: u64,
     revision: Revision,
     founded: Option<Founded>,
     nodes: BTreeMap<NodeId, Node>,
@@ -87,6 +92,11 @@ impl State {
     /// Returns the revision of the newest command.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// Returns where the state stands.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch, revision: self.revision }
     }
 
     /// Returns the cluster's settings.
@@ -160,6 +170,7 @@ impl State {
             return Err(Refusal::ClusterExists);
         }
         subnet::check_pool(&cluster.pool, cluster.mask_length)?;
+        self.epoch = 1;
         let subnets = 1u128 << (cluster.mask_length - cluster.pool.prefix_len());
         self.founded = Some(Founded {
             vnis: Serial::new(limits::FIRST_VNI.into(), crate::types::Vni::MAX.get().into()),

@@ -5,12 +5,12 @@
 //! revision. The work is that of the change: entering or leaving a network is the size of the
 //! network, everything else is constant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Event, State};
 use crate::{
-    engine::membership::{Change, Table},
-    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk},
+    engine::membership::{Change, Snapshot},
+    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk, ScopeId},
 };
 
 /// What one node knows, as counts.
@@ -24,32 +24,51 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Makes the scope of a node as the state stands, and the table that says the same. `pair_keys`
-    /// gives the keys that the node shares with another.
-    pub fn snapshot(
-        state: &State,
-        node: NodeId,
-        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
-    ) -> (Self, Table) {
+    /// Makes the scope of a node as the state stands.
+    pub fn new(state: &State, node: NodeId) -> Self {
         let mut scope = Self { node, own: BTreeMap::new(), peers: BTreeMap::new() };
         for endpoint in state.endpoints_of(node) {
             *scope.own.entry(endpoint.network).or_default() += 1;
         }
-        let mut table = Table { revision: state.revision(), ..Table::empty(node) };
         for id in scope.own.keys() {
-            table.networks.extend(state.network(*id).map(|network| (*id, network.clone())));
-            for endpoint in state.endpoints_on(*id) {
-                table.endpoints.insert(endpoint.id, endpoint.clone());
-                if endpoint.node != node {
-                    *scope.peers.entry(endpoint.node).or_default() += 1;
-                }
+            for endpoint in state.endpoints_on(*id).filter(|endpoint| endpoint.node != node) {
+                *scope.peers.entry(endpoint.node).or_default() += 1;
             }
         }
-        for id in scope.peers.keys() {
-            let peer = state.node(*id).map(|other| peer_of(other, pair_keys(*id)));
-            table.peers.extend(peer.map(|peer| (*id, peer)));
+        scope
+    }
+
+    /// Returns what the node knows as the state stands: everything, or only some scopes. `pair_keys`
+    /// gives the keys that the node shares with another.
+    pub fn snapshot(
+        &self,
+        state: &State,
+        scopes: Option<BTreeSet<ScopeId>>,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+    ) -> Snapshot {
+        let wanted = |scope| scopes.as_ref().is_none_or(|scopes| scopes.contains(&scope));
+        let mut snapshot = Snapshot {
+            position: state.position(),
+            scopes: None,
+            networks: Vec::new(),
+            peers: Vec::new(),
+            endpoints: Vec::new(),
+        };
+        for id in self.own.keys().filter(|id| wanted(ScopeId::Network(**id))) {
+            snapshot.networks.extend(state.network(*id).cloned());
+            snapshot.endpoints.extend(state.endpoints_on(*id).cloned());
         }
-        (scope, table)
+        if wanted(ScopeId::Peers) {
+            let nodes = self.peers.keys().filter_map(|id| state.node(*id));
+            snapshot.peers = nodes.map(|node| peer_of(node, pair_keys(node.id))).collect();
+        }
+        snapshot.scopes = scopes;
+        snapshot
+    }
+
+    /// Lists the nodes that this one knows.
+    pub fn peers(&self) -> impl Iterator<Item = NodeId> {
+        self.peers.keys().copied()
     }
 
     /// Tells whether the node takes part in a network.
@@ -172,7 +191,8 @@ impl Scope {
     }
 }
 
-fn peer_of(node: &Node, psks: Vec<Psk>) -> Peer {
+/// What a node knows of another.
+pub(super) fn peer_of(node: &Node, psks: Vec<Psk>) -> Peer {
     Peer {
         id: node.id,
         name: node.name.clone(),

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    engine::membership::Table,
+    engine::membership::{Replica, Table},
     types::{Availability, NodeStatus, Peer, Psk, Role, VersionRange, Vni},
 };
 
@@ -396,6 +396,11 @@ fn pair_keys(a: NodeId, b: NodeId) -> Vec<Psk> {
     vec![Psk { epoch: 1, key }]
 }
 
+/// The epochs of those keys, which is what digests look at.
+fn epochs() -> Vec<Psk> {
+    vec![Psk { epoch: 1, key: [0; 32] }]
+}
+
 /// The slow version of need-to-know: looks at everything.
 fn rebuilt(state: &State, me: NodeId) -> Table {
     let own = state.endpoints().filter(|endpoint| endpoint.node == me);
@@ -416,6 +421,7 @@ fn rebuilt(state: &State, me: NodeId) -> Table {
     };
     Table {
         node: me,
+        epoch: state.position().epoch,
         revision: state.revision(),
         networks: state
             .networks()
@@ -470,25 +476,33 @@ proptest! {
         commands in prop::collection::vec(command(), 1..120)
     ) {
         let mut log = Log::new();
-        let mut views: BTreeMap<NodeId, (Scope, Table)> = BTreeMap::new();
+        let mut views: BTreeMap<NodeId, (Scope, Replica)> = BTreeMap::new();
+        let mut digests = Digests::default();
         for command in commands {
             let command = aimed(&log.state, command);
-            let from = log.state.revision();
+            let from = log.state.position();
             let events = log.apply(command).map(|applied| applied.events).unwrap_or_default();
-            for (id, (scope, table)) in &mut views {
+            let to = log.state.position();
+            for event in &events {
+                digests.handle_event(&log.state, event, &epochs());
+            }
+            for (id, (scope, replica)) in &mut views {
                 let keys = |other| pair_keys(*id, other);
                 let mut changes = Vec::new();
                 for event in &events {
                     changes.extend(scope.handle_event(&log.state, event, &keys));
                 }
-                let next = table.handle_delta(from, log.state.revision(), changes);
-                *table = next.unwrap();
+                replica.handle_delta(from, to, changes).unwrap();
             }
             for event in &events {
                 match event {
                     Event::NodeChanged(id) => {
                         let keys = |other| pair_keys(*id, other);
-                        views.insert(*id, Scope::snapshot(&log.state, *id, &keys));
+                        let scope = Scope::new(&log.state, *id);
+                        let mut replica = Replica::new(Table::empty(*id));
+                        let snapshot = scope.snapshot(&log.state, None, &keys);
+                        replica.handle_snapshot(snapshot).unwrap();
+                        views.insert(*id, (scope, replica));
                     }
                     Event::NodeRemoved(id) => drop(views.remove(id)),
                     Event::NodeStatusChanged(..)
@@ -498,11 +512,12 @@ proptest! {
                     | Event::EndpointRemoved(_) => {}
                 }
             }
-            for (id, (scope, table)) in &views {
-                prop_assert_eq!(table, &rebuilt(&log.state, *id));
-                let keys = |other| pair_keys(*id, other);
-                let (fresh, snapshot) = Scope::snapshot(&log.state, *id, &keys);
-                prop_assert_eq!((scope, table), (&fresh, &snapshot));
+            for (id, (scope, replica)) in &views {
+                prop_assert_eq!(replica.table(), &rebuilt(&log.state, *id));
+                prop_assert_eq!(scope, &Scope::new(&log.state, *id));
+                prop_assert_eq!(replica.digests(), digests.of_scope(scope));
+                let fresh = Digests::new(&log.state, &epochs());
+                prop_assert_eq!(replica.digests(), fresh.of_scope(scope));
             }
         }
     }

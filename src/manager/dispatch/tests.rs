@@ -9,6 +9,7 @@ use crate::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode,
     },
+    engine::membership::{Replica, Table},
     manager::{Log, LogFile, manager_key::ManagerKey, start_log},
     types::{Availability, EndpointId, Node, NodeStatus, Role, VersionRange},
 };
@@ -75,8 +76,25 @@ impl Fixture {
         self.apply(Command::RemoveEndpoint { endpoint, node }).await
     }
 
-    fn open(&self, node: u128) -> (SessionHandle, Table) {
-        self.log.read(|state| self.dispatcher.open(state, NodeId::from_u128(node)))
+    /// Opens the session of a node that knows nothing yet.
+    fn open(&self, node: u128) -> (SessionHandle, Replica) {
+        let mut replica = Replica::new(Table::empty(NodeId::from_u128(node)));
+        let (handle, _) = self.resume(&mut replica).unwrap();
+        (handle, replica)
+    }
+
+    /// Opens the session of a node with this copy, which takes the snapshot; tells which scopes that
+    /// was.
+    fn resume(
+        &self,
+        replica: &mut Replica,
+    ) -> Result<(SessionHandle, Option<BTreeSet<ScopeId>>), Ahead> {
+        let (node, held) = (replica.table().node, replica.position());
+        let open = |state: &State| self.dispatcher.open(state, node, held, &replica.digests());
+        let (handle, snapshot) = self.log.read(open)?;
+        let scopes = snapshot.scopes.clone();
+        replica.handle_snapshot(snapshot).unwrap();
+        Ok((handle, scopes))
     }
 
     fn lagging(&self, revision: Revision) -> Vec<u128> {
@@ -84,16 +102,16 @@ impl Fixture {
         lagging.into_iter().map(NodeId::as_u128).collect()
     }
 
-    /// Plays what is due onto a table.
-    fn follow(&self, handle: &SessionHandle, table: &mut Table) {
+    /// Plays what is due onto a copy.
+    fn follow(&self, handle: &SessionHandle, replica: &mut Replica) {
         match self.dispatcher.take(handle) {
             Due::Nothing => {}
             Due::Delta { from, to, changes } => {
-                *table = table.handle_delta(from, to, changes).unwrap();
+                replica.handle_delta(from, to, changes).unwrap();
             }
             Due::Snapshot => {
-                let take = |state: &State| self.dispatcher.take_snapshot(state, handle);
-                table.handle_snapshot(self.log.read(take).unwrap()).unwrap();
+                let take = |state: &State| self.dispatcher.take_snapshot(state, handle, None);
+                replica.handle_snapshot(self.log.read(take).unwrap()).unwrap();
             }
             Due::Ended => panic!("the session ended"),
         }
@@ -121,36 +139,38 @@ fn register(id: u8) -> Command {
 #[tokio::test]
 async fn deltas_have_no_gaps_and_are_coalesced_for_a_slow_agent() {
     let fixture = Fixture::new().await;
-    let (handle, mut table) = fixture.open(1);
+    let (handle, mut replica) = fixture.open(1);
     assert_eq!(fixture.dispatcher.take(&handle), Due::Nothing);
     fixture.endpoint(11, 1).await;
-    fixture.follow(&handle, &mut table);
-    assert_eq!(table.endpoints.len(), 1);
+    fixture.follow(&handle, &mut replica);
+    assert_eq!(replica.table().endpoints.len(), 1);
     // What does not concern the node is not sent, and leaves no gap.
     fixture.apply(register(4)).await;
     assert_eq!(fixture.dispatcher.take(&handle), Due::Nothing);
     fixture.endpoint(12, 2).await;
     let newest = fixture.endpoint(13, 3).await;
-    fixture.follow(&handle, &mut table);
+    fixture.follow(&handle, &mut replica);
+    let table = replica.table();
     assert_eq!((table.revision, table.endpoints.len(), table.peers.len()), (newest, 3, 2));
 }
 
 #[tokio::test]
 async fn an_agent_slower_than_its_queue_gets_a_snapshot() {
     let fixture = Fixture::new().await;
-    let (handle, mut table) = fixture.open(1);
+    let (handle, mut replica) = fixture.open(1);
     fixture.endpoint(11, 1).await;
-    fixture.follow(&handle, &mut table);
+    fixture.follow(&handle, &mut replica);
     for _ in 0..MAX_QUEUED {
         fixture.endpoint(12, 2).await;
         fixture.remove(12, 2).await;
     }
     let newest = fixture.endpoint(13, 3).await;
     assert_eq!(fixture.dispatcher.take(&handle), Due::Snapshot);
-    fixture.follow(&handle, &mut table);
-    assert_eq!((table.revision, table.peers.len()), (newest, 1));
+    fixture.follow(&handle, &mut replica);
+    assert_eq!((replica.table().revision, replica.table().peers.len()), (newest, 1));
     fixture.endpoint(14, 2).await;
-    fixture.follow(&handle, &mut table);
+    fixture.follow(&handle, &mut replica);
+    let table = replica.table();
     assert_eq!((table.endpoints.len(), table.peers.len()), (3, 2), "deltas go on from there");
 }
 
@@ -185,4 +205,71 @@ async fn a_newer_session_and_a_removal_end_the_older_one() {
     fixture.apply(Command::RemoveNode(NodeId::from_u128(1))).await;
     assert_eq!(fixture.dispatcher.take(&newer), Due::Ended);
     assert_eq!(fixture.lagging(u64::MAX), []);
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_back_is_sent_only_what_it_lacks() {
+    let fixture = Fixture::new().await;
+    let blue = ScopeId::Network(NetworkId::from_u128(1));
+    fixture.endpoint(11, 1).await;
+    fixture.endpoint(12, 2).await;
+    let (_, mut replica) = fixture.open(1);
+    let (_, scopes) = fixture.resume(&mut replica).unwrap();
+    assert_eq!(scopes, Some(BTreeSet::new()), "nothing has changed");
+    fixture.endpoint(13, 2).await;
+    let (_, scopes) = fixture.resume(&mut replica).unwrap();
+    assert_eq!(scopes, Some(BTreeSet::from([blue])), "an endpoint more, of a peer that it knows");
+    fixture.endpoint(14, 3).await;
+    let (_, scopes) = fixture.resume(&mut replica).unwrap();
+    assert_eq!(scopes, Some(BTreeSet::from([blue, ScopeId::Peers])), "and a peer more");
+    fixture.remove(11, 1).await;
+    let (_, scopes) = fixture.resume(&mut replica).unwrap();
+    assert_eq!(scopes, Some(BTreeSet::from([blue, ScopeId::Peers])), "all is gone");
+    let table = replica.table();
+    assert!(table.networks.is_empty() && table.endpoints.is_empty() && table.peers.is_empty());
+}
+
+#[tokio::test]
+async fn a_manager_that_knows_less_than_an_agent_does_not_serve_it() {
+    let fixture = Fixture::new().await;
+    let revision = fixture.endpoint(11, 1).await;
+    let ahead = Table { epoch: 1, revision: revision + 1, ..Table::empty(NodeId::from_u128(1)) };
+    let refused = fixture.resume(&mut Replica::new(ahead)).err().unwrap().to_string();
+    assert_eq!(
+        refused,
+        format!(
+            "the node has heard of position 1.{}, and this manager stands at 1.{revision}",
+            revision + 1
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_bookmark_finds_what_an_agent_has_wrong_and_a_part_mends_it() {
+    let fixture = Fixture::new().await;
+    let (handle, mut replica) = fixture.open(1);
+    assert_eq!(fixture.dispatcher.take_bookmark(&handle), None, "nothing was sent since");
+    fixture.endpoint(11, 1).await;
+    fixture.endpoint(12, 2).await;
+    assert_eq!(fixture.dispatcher.take_bookmark(&handle), None, "changes are due first");
+    fixture.follow(&handle, &mut replica);
+    let (position, digests) = fixture.dispatcher.take_bookmark(&handle).unwrap();
+    assert_eq!(replica.handle_bookmark(position, &digests), Ok(BTreeSet::new()));
+    assert_eq!(fixture.dispatcher.take_bookmark(&handle), None, "once is enough");
+
+    // The copy takes a change that nobody made.
+    let mut bent = replica.table().endpoints[&EndpointId::from_u128(12)].clone();
+    bent.addresses = vec!["10.0.7.7/16".parse().unwrap()];
+    let at = replica.position();
+    replica.handle_delta(at, at, vec![Change::Endpoint(bent)]).unwrap();
+    fixture.endpoint(13, 2).await;
+    fixture.follow(&handle, &mut replica);
+    let (position, digests) = fixture.dispatcher.take_bookmark(&handle).unwrap();
+    let differ = replica.handle_bookmark(position, &digests).unwrap();
+    assert_eq!(differ, BTreeSet::from([ScopeId::Network(NetworkId::from_u128(1))]));
+    let take = |state: &State| fixture.dispatcher.take_snapshot(state, &handle, Some(differ));
+    let part = fixture.log.read(take).unwrap();
+    assert_eq!((part.endpoints.len(), part.peers.len()), (3, 0), "of that scope only");
+    replica.handle_snapshot(part).unwrap();
+    assert_eq!(replica.handle_bookmark(position, &digests), Ok(BTreeSet::new()));
 }

@@ -1,0 +1,77 @@
+//! The digests of everything that agents hold, kept up to date event by event: one a network and one
+//! a node, whatever the number of agents.
+
+use std::collections::BTreeMap;
+
+use super::{Event, Scope, State, scope::peer_of};
+use crate::{
+    engine::membership::digest,
+    types::{Digest, NetworkId, NodeId, Psk, ScopeId},
+};
+
+/// The digests as of one revision.
+#[derive(Clone, Debug, Default)]
+pub struct Digests {
+    networks: BTreeMap<NetworkId, OfNetwork>,
+    peers: BTreeMap<NodeId, Digest>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OfNetwork {
+    network: Digest,
+    endpoints: Digest,
+}
+
+impl Digests {
+    /// Computes all of them. `keys` are a pair's in the epochs that hold; only those count.
+    pub fn new(state: &State, keys: &[Psk]) -> Self {
+        let mut digests = Self::default();
+        for network in state.networks() {
+            let of_network = digest::of_network(network);
+            let endpoints = state.endpoints_on(network.id).map(digest::of_endpoint).collect();
+            digests.networks.insert(network.id, OfNetwork { network: of_network, endpoints });
+        }
+        for node in state.nodes() {
+            digests.peers.insert(node.id, digest::of_peer(&peer_of(node, keys.to_vec())));
+        }
+        digests
+    }
+
+    /// Takes an event in, while the state stands right after it.
+    pub fn handle_event(&mut self, state: &State, event: &Event, keys: &[Psk]) {
+        match event {
+            Event::NodeChanged(id) => {
+                let node = state.node(*id).map(|node| peer_of(node, keys.to_vec()));
+                self.peers.extend(node.map(|node| (*id, digest::of_peer(&node))));
+            }
+            Event::NodeRemoved(id) => drop(self.peers.remove(id)),
+            Event::NetworkChanged(id) => {
+                if let Some(network) = state.network(*id) {
+                    self.networks.entry(*id).or_default().network = digest::of_network(network);
+                }
+            }
+            Event::NetworkRemoved(id) => drop(self.networks.remove(id)),
+            Event::EndpointCreated(endpoint) => {
+                let sums = self.networks.entry(endpoint.network).or_default();
+                sums.endpoints.add(digest::of_endpoint(endpoint));
+            }
+            Event::EndpointRemoved(endpoint) => {
+                if let Some(sums) = self.networks.get_mut(&endpoint.network) {
+                    sums.endpoints.remove(digest::of_endpoint(endpoint));
+                }
+            }
+            Event::NodeStatusChanged(..) => {}
+        }
+    }
+
+    /// Returns the digest of every scope that a node knows, in the order of the scopes.
+    pub fn of_scope(&self, scope: &Scope) -> Vec<(ScopeId, Digest)> {
+        let of_network = |id| {
+            let OfNetwork { network, endpoints } =
+                self.networks.get(&id).copied().unwrap_or_default();
+            (ScopeId::Network(id), [network, endpoints].into_iter().collect())
+        };
+        let peers = scope.peers().filter_map(|id| self.peers.get(&id).copied()).collect();
+        scope.networks().map(of_network).chain([(ScopeId::Peers, peers)]).collect()
+    }
+}
