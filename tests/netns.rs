@@ -176,6 +176,11 @@ fn a_killed_agent_costs_no_connection() {
 }
 
 #[test]
+fn a_killed_manager_loses_nothing() {
+    run("manager-restart.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }
