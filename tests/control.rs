@@ -8,7 +8,7 @@ use overlay::{
     agent::{
         Identity, StateDir,
         join::{self, Introduction, Joined},
-        link::LinkTask,
+        link::{LinkTask, LookFor},
     },
     api::{
         Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
@@ -171,9 +171,16 @@ impl Agent {
         let config = Arc::new(tls::member_config(&joined.credentials).unwrap());
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
+        let look_for: LookFor = Arc::new(|_| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
-        let link =
-            LinkTask::new(cluster.addr, config, Table::empty(joined.node.id), publish, channels);
+        let link = LinkTask::new(
+            cluster.addr,
+            config,
+            Table::empty(joined.node.id),
+            publish,
+            look_for,
+            channels,
+        );
         let task = tokio::spawn(link.run());
         within(connected.wait_for(Option::is_some)).await.unwrap();
         Self { task, table }
@@ -368,19 +375,23 @@ async fn a_snapshot_and_deltas_tell_each_node_what_it_must_know_and_no_more() {
     assert!(t2.endpoints.values().all(|endpoint| t2.networks.contains_key(&endpoint.network)));
     assert_eq!(t3.networks.len(), 2);
     let (peer2, peer3) = (&t3.peers[&n2.node.id], &t2.peers[&n3.node.id]);
-    assert_eq!((t2.peers.len(), t3.peers.len()), (1, 1));
+    // Beside each other both know the manager's node, which may ask whether they are alive.
+    assert_eq!((t2.peers.len(), t3.peers.len()), (2, 2));
+    assert!(t2.peers.contains_key(&cluster.first.node.id));
     assert_eq!(peer3.public_key, *cluster.identity("n3").public());
     assert!(!peer2.psks.is_empty() && peer2.psks == peer3.psks, "the pair has one key");
     assert_eq!(cluster.lagging(&n3, &second).await, Vec::<String>::new());
 
     // A third pair's key is another one.
     cluster.endpoint(&cluster.first, "blue").await;
-    let t2 = a2.until(|table| table.peers.len() == 2).await;
+    let t2 = a2.until(|table| table.endpoints.len() == 3).await;
     assert!(t2.peers[&cluster.first.node.id].psks != t2.peers[&n3.node.id].psks);
 
     cluster.remove(&n2, &first).await;
     let t2 = a2.until(|table| table.networks.is_empty()).await;
-    assert!(t2.peers.is_empty() && t2.endpoints.is_empty(), "leaving takes everything away");
+    let left: Vec<&NodeId> = t2.peers.keys().collect();
+    assert_eq!(left, [&cluster.first.node.id], "leaving takes all but the manager away");
+    assert!(t2.endpoints.is_empty());
     cluster.remove(&n3, &red).await;
     a3.until(|table| table.networks.len() == 1).await;
     cluster.manager.shutdown().await;
@@ -441,7 +452,11 @@ async fn a_manager_starts_again_with_all_that_it_knew() {
     let again = cluster.endpoints().await;
     assert_eq!((&again.endpoints, &again.networks), (&listed.endpoints, &listed.networks));
     assert_eq!(again.nodes.len(), 3);
-    assert!(again.nodes.iter().all(|node| node.status() == NodeStatus::Down), "nobody is heard");
+    let status = |id: NodeId| {
+        again.nodes.iter().find(|node| node.id == id.to_bytes()).map(|node| node.status())
+    };
+    assert_eq!(status(n2.node.id), Some(NodeStatus::Ready), "a start is no reason to be down");
+    assert_eq!(status(n3.node.id), Some(NodeStatus::Down), "it never was heard");
 
     // A node comes back with what it had, to the same table under the same keys.
     let mut agent = Agent::start(&cluster, &n2).await;

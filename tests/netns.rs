@@ -181,6 +181,11 @@ fn a_killed_manager_loses_nothing() {
 }
 
 #[test]
+fn a_dead_node_is_down_and_a_blip_is_no_death() {
+    run("alive.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }

@@ -338,7 +338,25 @@ impl Dataplane {
         &self.broken_offloads
     }
 
-    /// Lists the peers of the table, sorted by name.
+    /// Looks whether a peer is there: asks it by sealed echoes for a while, and tells whether anything
+    /// authentic came from it meanwhile.
+    pub async fn look_for(&self, peer: NodeId) -> bool {
+        let Some(link) = self.links.get(&peer).map(|link| link.clone()) else { return false };
+        let since = clock::now();
+        let mut pace = tokio::time::interval(LOOK_PACE);
+        for _ in 0..LOOKS {
+            // The first tick is now.
+            pace.tick().await;
+            if link.last_rx() > Some(since) {
+                return true;
+            }
+            let _ = self.shared.events.try_send(SessionEvent::Echo(peer));
+        }
+        pace.tick().await;
+        link.last_rx() > Some(since)
+    }
+
+    /// Lists the peers with which a network is shared, sorted by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let table = self.lock().table.clone();
         let now = clock::now();
@@ -346,6 +364,10 @@ impl Dataplane {
             .peers
             .values()
             .filter_map(|peer| {
+                let networks = shared_networks(&table, peer.id);
+                if networks.is_empty() {
+                    return None;
+                }
                 let link = self.links.get(&peer.id)?.clone();
                 let status = link.status();
                 let key = link.send_key().clone();
@@ -365,7 +387,7 @@ impl Dataplane {
                     last_rx: link.last_rx().map(|at| now.since(at)),
                     traffic: link.traffic(),
                     drops: link.drops(),
-                    networks: shared_networks(&table, peer.id),
+                    networks,
                     lanes: self.lanes,
                 })
             })
@@ -504,5 +526,8 @@ fn fill_random(bytes: &mut [u8]) {
 /// Between the handshakes after a start: a thousand peers take a second, and no storm of theirs
 /// meets ours.
 const GREETING_PACE: Duration = Duration::from_millis(1);
+/// A peer is looked for during 0.8 s.
+const LOOK_PACE: Duration = Duration::from_millis(200);
+const LOOKS: u32 = 4;
 /// Source ports a worker: enough for the paths of an ECMP group to be used by one container pair.
 const LANES_PER_WORKER: usize = 4;

@@ -10,10 +10,11 @@ use crate::api::{
     MAX_MESSAGE_BYTES,
     proto::{
         CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest, FindNetworkResponse,
-        JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse,
-        ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
-        RemoveNetworkRequest, RemoveNetworkResponse, control_client::ControlClient,
-        control_server::Control,
+        InspectNodeRequest, InspectNodeResponse, JoinTokenRequest, JoinTokenResponse,
+        ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse,
+        ListNodesRequest, ListNodesResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+        RemoveNodeRequest, RemoveNodeResponse, UpdateNodeRequest, UpdateNodeResponse,
+        control_client::ControlClient, control_server::Control,
     },
 };
 
@@ -35,6 +36,21 @@ impl Forward {
 impl Control for Forward {
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         self.control().await?.list_nodes(request.into_inner()).await
+    }
+
+    async fn inspect_node(
+        &self,
+        request: Request<InspectNodeRequest>,
+    ) -> Answer<InspectNodeResponse> {
+        self.control().await?.inspect_node(request.into_inner()).await
+    }
+
+    async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
+        self.control().await?.update_node(request.into_inner()).await
+    }
+
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
+        self.control().await?.remove_node(request.into_inner()).await
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {

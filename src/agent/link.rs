@@ -2,7 +2,10 @@
 //! acknowledges it afterwards. When the stream breaks it is opened again: at once the first time,
 //! then after a random while, so that the nodes of a lost manager do not come back all together.
 
-use std::{collections::BTreeSet, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_lc_rs::rand;
@@ -10,6 +13,7 @@ use futures_util::stream;
 use rustls::ClientConfig;
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tonic::{Streaming, transport::Channel};
@@ -19,14 +23,17 @@ use crate::{
     api::{
         HEARTBEAT, MAX_MESSAGE_BYTES, Malformed, SILENCE, channel, parse_id,
         proto::{
-            self, AgentMessage, Bookmark, Delta, Hello, ManagerMessage, Ping, Resync,
+            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Resync,
             agent_message, dispatch_client::DispatchClient, manager_message,
         },
         read_scope_digests, read_scopes, scope_digests, scopes,
     },
     engine::membership::{Change, Replica, Snapshot, Table},
-    types::{Position, ScopeId},
+    types::{NodeId, Position, ScopeId},
 };
+
+/// Looks for another node over the data plane, and tells whether it was heard.
+pub type LookFor = Arc<dyn Fn(NodeId) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Keeps the stream; may be aborted.
 pub struct LinkTask<P> {
@@ -34,6 +41,7 @@ pub struct LinkTask<P> {
     tls: Arc<ClientConfig>,
     replica: Replica,
     publish: P,
+    look_for: LookFor,
     connected: watch::Sender<Option<Channel>>,
 }
 
@@ -45,9 +53,10 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         tls: Arc<ClientConfig>,
         table: Table,
         publish: P,
+        look_for: LookFor,
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
-        Self { manager, tls, replica: Replica::new(table), publish, connected }
+        Self { manager, tls, replica: Replica::new(table), publish, look_for, connected }
     }
 
     /// Keeps the stream open for as long as it is polled.
@@ -80,7 +89,8 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         let opening = timeout(SILENCE, client.session(messages)).await;
         let inbound = opening.context("the manager does not answer")?;
         let inbound = inbound.map_err(|status| anyhow!("{}", status.message()))?.into_inner();
-        let stream = Stream { link: self, outbound, channel, parts: None, resync: true };
+        let looking = JoinSet::new();
+        let stream = Stream { link: self, outbound, channel, parts: None, resync: true, looking };
         stream.serve(inbound).await
     }
 }
@@ -94,6 +104,8 @@ struct Stream<'a, P> {
     parts: Option<Snapshot>,
     /// A snapshot is on its way; what comes before it is of no use.
     resync: bool,
+    /// Those that look for other nodes; they end with the stream.
+    looking: JoinSet<()>,
 }
 
 impl<P: Fn(&Table) + Send> Stream<'_, P> {
@@ -126,7 +138,25 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
             manager_message::Message::Snapshot(part) => self.handle_snapshot(part).await,
             manager_message::Message::Delta(delta) => self.handle_delta(delta).await,
             manager_message::Message::Bookmark(bookmark) => self.handle_bookmark(bookmark).await,
+            manager_message::Message::LookFor(node) => {
+                self.look_for(parse_id("node", &node)?);
+                Ok(())
+            }
         }
+    }
+
+    /// Looks for another node, and tells the manager.
+    fn look_for(&mut self, node: NodeId) {
+        while self.looking.try_join_next().is_some() {}
+        if self.looking.len() >= MAX_LOOKING {
+            return;
+        }
+        let (look, outbound) = ((self.link.look_for)(node), self.outbound.clone());
+        self.looking.spawn(async move {
+            let looked = Looked { node: node.to_bytes().to_vec(), heard: look.await };
+            // A stream that is closed has nobody to tell.
+            let _ = outbound.send(message(agent_message::Message::Looked(looked))).await;
+        });
     }
 
     async fn handle_snapshot(&mut self, part: proto::Snapshot) -> anyhow::Result<()> {
@@ -270,6 +300,8 @@ fn backoff(failures: u32) -> Duration {
 
 /// Acknowledgements and pings waiting for the connection.
 const OUTBOUND: usize = 16;
+/// Nodes that are looked for at once.
+const MAX_LOOKING: usize = 64;
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 

@@ -17,8 +17,12 @@ use tonic::{Status, transport::Channel};
 use tracing::warn;
 
 use super::{
-    attachments::Attachments, dataplane::Dataplane, end_watch::EndWatch, join::Joined,
-    link::LinkTask, records::Records,
+    attachments::Attachments,
+    dataplane::Dataplane,
+    end_watch::EndWatch,
+    join::Joined,
+    link::{LinkTask, LookFor},
+    records::Records,
 };
 use crate::{
     api::tls,
@@ -148,7 +152,14 @@ impl Member {
                 tables.send_replace(table);
             }
         };
-        let link = LinkTask::new(manager, config, table, publish, channels);
+        let look_for: LookFor = {
+            let dataplane = dataplane.clone();
+            Arc::new(move |node| {
+                let dataplane = dataplane.clone();
+                Box::pin(async move { dataplane.look_for(node).await })
+            })
+        };
+        let link = LinkTask::new(manager, config, table, publish, look_for, channels);
         let manager = Manager { addr: manager, connected };
         let (ended_sender, ended) = ended;
         let attachments = Attachments::new(

@@ -100,6 +100,7 @@ impl SessionThread {
                 self.count(result);
             }
             SessionEvent::Demand(peer) => self.sessions.handle_demand(peer, now),
+            SessionEvent::Echo(peer) => self.sessions.handle_echo(peer, now),
             SessionEvent::Active(peer) => self.sessions.handle_activity(peer, now),
             SessionEvent::Confirmed { peer, index } => {
                 self.sessions.handle_confirmed(peer, index, now);

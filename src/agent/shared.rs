@@ -89,6 +89,8 @@ pub(super) enum SessionEvent {
     Strangers,
     /// A packet waits for a session with a peer.
     Demand(NodeId),
+    /// A peer is to be asked for an echo, now.
+    Echo(NodeId),
     /// There is traffic with a peer that was not watched.
     Active(NodeId),
     /// A first datagram opened under a key.

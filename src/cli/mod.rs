@@ -156,6 +156,9 @@ mod tests {
         check("init --default-addr-pool 10.0.0.0/8 --default-addr-pool-mask-length 24 --name n1");
         check("join --token T 192.0.2.1:2377 --advertise-addr eth0 --name n2");
         check("join-token worker -q");
+        check("node inspect self --json");
+        check("node update n2 --availability drain --label-add disk=ssd --label-rm old");
+        check("node rm --force n2 n3");
         check("leave --force");
         check("info --json");
         check("--json --socket /tmp/s node ls");

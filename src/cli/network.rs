@@ -161,7 +161,7 @@ async fn remove(client: &Client, format: Format, networks: Vec<String>) -> Resul
     failure.map_or(Ok(()), Err)
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         Some(_) | None => Err("a label is K=V".to_owned()),

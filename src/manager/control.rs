@@ -1,9 +1,10 @@
 //! What operators ask of the cluster, by way of a manager's node. The caller's role is that of the
 //! state, at the time of the call.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tonic::{Request, Response, Status};
+use tracing::info;
 
 use super::{Shared, random, status};
 use crate::{
@@ -11,13 +12,15 @@ use crate::{
         Malformed, parse_list, parse_text,
         proto::{
             self, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
-            FindNetworkResponse, JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest,
-            ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse, ListNodesRequest,
-            ListNodesResponse, RemoveNetworkRequest, RemoveNetworkResponse,
+            FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
+            JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest,
+            ListNetworksResponse, ListNodesRequest, ListNodesResponse, RemoveNetworkRequest,
+            RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, UpdateNodeRequest,
+            UpdateNodeResponse,
         },
     },
-    engine::cluster::{Command, CreateNetwork, Ipv6, Outcome, State},
-    types::{Endpoint, Node, Role, Vni},
+    engine::cluster::{Command, CreateNetwork, Ipv6, Outcome, State, UpdateNode},
+    types::{Availability, Endpoint, Node, NodeStatus, Role, Vni},
 };
 
 /// The service.
@@ -34,6 +37,74 @@ impl proto::control_server::Control for Control {
         let nodes = self.shared.log.read(|state| state.nodes().map(Into::into).collect());
         let leader = self.shared.node.to_bytes().to_vec();
         Ok(Response::new(ListNodesResponse { nodes, leader }))
+    }
+
+    async fn inspect_node(
+        &self,
+        request: Request<InspectNodeRequest>,
+    ) -> Answer<InspectNodeResponse> {
+        self.manager(&request)?;
+        let (shared, reference) = (&self.shared, request.into_inner().reference);
+        let inspected = shared.log.read(|state| {
+            let node = state.find_node(&reference)?;
+            let endpoints: Vec<&Endpoint> = state.endpoints_of(node.id).collect();
+            let networks = endpoints.iter().filter_map(|endpoint| state.network(endpoint.network));
+            let networks: BTreeMap<_, _> = networks.map(|network| (network.id, network)).collect();
+            Ok(InspectNodeResponse {
+                node: Some(node.into()),
+                management_lost: shared.watch.is_management_lost(node.id),
+                silent_ms: shared.watch.silent_for(node.id).map(|silent| silent.as_millis() as u64),
+                leader: node.id == shared.node,
+                endpoints: endpoints.into_iter().map(Into::into).collect(),
+                networks: networks.into_values().map(Into::into).collect(),
+            })
+        });
+        inspected.map(Response::new).map_err(status::of_refusal)
+    }
+
+    async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
+        self.manager(&request)?;
+        let request = request.into_inner();
+        let availability = match request.availability() {
+            proto::Availability::Unspecified => None,
+            proto::Availability::Active => Some(Availability::Active),
+            proto::Availability::Pause => Some(Availability::Pause),
+            proto::Availability::Drain => Some(Availability::Drain),
+        };
+        let update = UpdateNode {
+            node: self.find_node(&request.reference)?.id,
+            availability,
+            labels_added: request.labels_added,
+            labels_removed: request.labels_removed,
+        };
+        let proposed = self.shared.log.propose(Command::UpdateNode(update)).await;
+        let (_, outcome) = proposed.map_err(status::of_proposal)?;
+        let Outcome::Node(node) = outcome else {
+            return Err(Status::internal("updating a node gave none"));
+        };
+        Ok(Response::new(UpdateNodeResponse { node: Some((&node).into()) }))
+    }
+
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
+        self.manager(&request)?;
+        let request = request.into_inner();
+        let node = self.find_node(&request.reference)?;
+        let name = &node.name;
+        if node.role == Role::Manager {
+            return Err(Status::failed_precondition(format!(
+                "node {name} is the only manager; end the cluster with 'overlayctl leave --force' there"
+            )));
+        }
+        if node.status == NodeStatus::Ready && !request.force {
+            return Err(Status::failed_precondition(format!(
+                "node {name} is ready; use 'overlayctl leave' there, or --force"
+            )));
+        }
+        let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
+        removed.map_err(status::of_proposal)?;
+        self.shared.watch.handle_removed(node.id);
+        info!(node = %name, id = %node.id, "node removed");
+        Ok(Response::new(RemoveNodeResponse { node: Some((&node).into()) }))
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
@@ -103,6 +174,11 @@ impl proto::control_server::Control for Control {
 
 impl Control {
     /// Returns the calling node if it is a manager.
+    fn find_node(&self, reference: &str) -> Result<Node, Status> {
+        let found = self.shared.log.read(|state| state.find_node(reference).cloned());
+        found.map_err(status::of_refusal)
+    }
+
     fn manager<T>(&self, request: &Request<T>) -> Result<Node, Status> {
         let node = self.shared.member(request)?;
         match node.role {

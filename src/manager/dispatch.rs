@@ -18,7 +18,7 @@ use crate::{
         cluster::{Digests, Event, Scope, State},
         membership::{Change, Snapshot},
     },
-    types::{Digest, NetworkId, NodeId, Position, Psk, Revision, ScopeId},
+    types::{Digest, NetworkId, NodeId, Position, Psk, Revision, Role, ScopeId},
 };
 
 /// The sessions of all connected agents.
@@ -34,6 +34,8 @@ struct Sessions {
     by_node: BTreeMap<NodeId, Session>,
     /// The connected nodes that take part in a network, by network for as long as it lives.
     interested: BTreeMap<NetworkId, BTreeSet<NodeId>>,
+    /// The connected nodes that are managers'.
+    managers: BTreeSet<NodeId>,
     opened: u64,
     digests: Digests,
     /// Of the newest command.
@@ -51,6 +53,8 @@ struct Session {
     acknowledged: Revision,
     /// What the newest bookmark, or snapshot, was as of.
     marked: Revision,
+    /// The nodes that the agent is to look for.
+    wanted: Vec<NodeId>,
     wake: Arc<Notify>,
 }
 
@@ -166,10 +170,14 @@ impl Dispatcher {
             newest: position.revision,
             acknowledged: 0,
             marked: position.revision,
+            wanted: Vec::new(),
             wake: wake.clone(),
         };
         for network in session.scope.networks() {
             sessions.interested.entry(network).or_default().insert(node);
+        }
+        if state.node(node).is_some_and(|node| node.role == Role::Manager) {
+            sessions.managers.insert(node);
         }
         let handle = SessionHandle { node, number: session.number, wake };
         sessions.by_node.insert(node, session);
@@ -230,6 +238,36 @@ impl Dispatcher {
         let position = Position { epoch, revision: session.sent };
         let session = sessions.by_node.get(&handle.node)?;
         Some((position, sessions.digests.of_scope(&session.scope)))
+    }
+
+    /// Has up to so many connected nodes look for one, and returns which: those that share a network
+    /// with it, and managers' nodes, which may always.
+    pub fn look_for(&self, state: &State, node: NodeId, most: usize) -> BTreeSet<NodeId> {
+        let mut sessions = self.locked();
+        let networks = state.endpoints_of(node).map(|endpoint| endpoint.network);
+        let sharing = networks.filter_map(|network| sessions.interested.get(&network)).flatten();
+        let candidates = sharing.chain(&sessions.managers).copied().filter(|other| *other != node);
+        let mut witnesses = BTreeSet::new();
+        for candidate in candidates {
+            if witnesses.len() < most && sessions.by_node.contains_key(&candidate) {
+                witnesses.insert(candidate);
+            }
+        }
+        for witness in &witnesses {
+            if let Some(session) = sessions.by_node.get_mut(witness)
+                && session.wanted.len() < MAX_WANTED
+            {
+                session.wanted.push(node);
+                session.wake.notify_one();
+            }
+        }
+        witnesses
+    }
+
+    /// Takes the nodes that the agent is to look for.
+    pub fn take_wanted(&self, handle: &SessionHandle) -> Vec<NodeId> {
+        let mut sessions = self.locked();
+        sessions.of(handle).map(|session| std::mem::take(&mut session.wanted)).unwrap_or_default()
     }
 
     /// Notes that the agent forwards by the table of a revision.
@@ -312,6 +350,7 @@ impl Sessions {
             for network in session.scope.networks() {
                 self.interested.entry(network).or_default().remove(&node);
             }
+            self.managers.remove(&node);
         }
     }
 
@@ -323,12 +362,18 @@ impl Sessions {
                 on(&endpoint.network).chain([endpoint.node]).collect()
             }
             Event::NetworkChanged(network) => on(network).collect(),
-            Event::NodeChanged(node) => {
-                state.endpoints_of(*node).flat_map(|endpoint| on(&endpoint.network)).collect()
-            }
-            Event::NetworkRemoved(_) | Event::NodeRemoved(_) | Event::NodeStatusChanged(..) => {
-                BTreeSet::new()
-            }
+            Event::NodeChanged(id) => match state.node(*id).map(|node| node.role) {
+                Some(Role::Manager) => self.by_node.keys().copied().collect(),
+                Some(Role::Worker) | None => {
+                    let endpoints = state.endpoints_of(*id);
+                    let sharing = endpoints.flat_map(|endpoint| on(&endpoint.network));
+                    sharing.chain(self.managers.iter().copied()).collect()
+                }
+            },
+            // Its endpoints went before, so only who always knows it still does: every node may, if
+            // it was a manager.
+            Event::NodeRemoved(_) => self.by_node.keys().copied().collect(),
+            Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => BTreeSet::new(),
         }
     }
 
@@ -373,6 +418,9 @@ impl Queue {
 /// At about 200 bytes a change a full queue is below one megabyte, and a snapshot of most networks
 /// is smaller than that.
 const MAX_QUEUED: usize = 4096;
+/// More than one agent is asked to look for in the time that it takes: a manager whose nodes vanish
+/// by the hundred does not need each of them looked for.
+const MAX_WANTED: usize = 64;
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ mod attachment;
 mod control;
 mod dispatch;
 mod listener;
+mod liveness;
 pub mod log;
 mod manager_key;
 mod membership;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use futures_util::{future::join_all, stream};
+use futures_util::stream;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -43,13 +44,14 @@ use self::{
     admission::Admission,
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
+    liveness::{LivenessTask, NodeWatch},
     log::{Log, LogFile, Snapshots},
     manager_key::ManagerKey,
     trust::Trust,
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
@@ -57,7 +59,7 @@ use crate::{
         tls,
     },
     engine::cluster::{Cluster, Command, Event, Outcome, Secrets, State},
-    types::{Network, Node, NodeId, NodeStatus, Role},
+    types::{Network, Node, NodeId, Role},
 };
 
 /// A running manager.
@@ -82,6 +84,7 @@ struct Shared {
     log: Log,
     admission: Arc<Admission>,
     sessions: Mutex<JoinSet<()>>,
+    watch: NodeWatch,
 }
 
 impl Manager {
@@ -133,6 +136,7 @@ impl Manager {
         };
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
         let worker_token = trust.token(Role::Worker);
+        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             cluster,
@@ -144,14 +148,15 @@ impl Manager {
             log,
             admission: Arc::default(),
             sessions: Mutex::default(),
+            watch,
         });
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, acceptor), founded))
     }
 
-    /// Serves a cluster again that was founded in this state folder. No node is connected yet, so
-    /// every one is Down until its stream opens.
+    /// Serves a cluster again that was founded in this state folder. No node is connected yet;
+    /// those that were Ready have as long to come as if they were heard just now.
     ///
     /// # Errors
     /// The address cannot be listened on; the log or the manager's key is missing, damaged, or not
@@ -183,8 +188,8 @@ impl Manager {
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
-        note_all_down(&log).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let shared = Arc::new(Shared {
             folder,
             cluster,
@@ -196,6 +201,7 @@ impl Manager {
             log,
             admission: Arc::default(),
             sessions: Mutex::default(),
+            watch,
         });
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
@@ -203,6 +209,7 @@ impl Manager {
     }
 
     fn serve(shared: Arc<Shared>, listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+        shared.spawn(LivenessTask::new(shared.clone()).run());
         let (connections, incoming) = mpsc::channel(ACCEPTED);
         let task = ListenerTask::new(listener, acceptor, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());
@@ -342,20 +349,6 @@ async fn register_first(
             bail!("registering gave no node")
         }
     }
-}
-
-/// Notes what is so at the start: nobody's stream is open. That a node is Down says no more here;
-/// whoever declares a node lost counts from its own start.
-async fn note_all_down(log: &Log) -> anyhow::Result<()> {
-    let heard = |state: &State| -> Vec<NodeId> {
-        let heard = state.nodes().filter(|node| node.status == NodeStatus::Ready);
-        heard.map(|node| node.id).collect()
-    };
-    let down = |node| log.propose(Command::SetNodeStatus { node, status: NodeStatus::Down });
-    for noted in join_all(log.read(heard).into_iter().map(down)).await {
-        noted?;
-    }
-    Ok(())
 }
 
 fn refused(status: Status) -> anyhow::Error {

@@ -1,6 +1,6 @@
 //! The stream to one agent. A task a stream: it answers hello with what the agent's table lacks, then
-//! sends what is due, hears acknowledgements, and ends when the agent is silent, gone, removed, or connected anew. The
-//! node is Ready while its newest stream is open.
+//! sends what is due, hears acknowledgements, and ends when the agent is silent, gone, removed, or connected anew. What
+//! comes of that for the node's status is `liveness`'s to say.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -19,18 +19,18 @@ use super::{
 };
 use crate::{
     api::{
-        HEARTBEAT, MAX_MESSAGE_BYTES, SILENCE,
+        HEARTBEAT, MAX_MESSAGE_BYTES, SILENCE, parse_id,
         proto::{
-            self, AgentMessage, Bookmark, Delta, Hello, ManagerMessage, Ping, agent_message,
-            manager_message,
+            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping,
+            agent_message, manager_message,
         },
         read_scope_digests, read_scopes, scope_digests, scopes,
     },
     engine::{
-        cluster::Command,
+        cluster::liveness::{Closed, Heard},
         membership::{Change, Snapshot},
     },
-    types::{Node, NodeStatus, Position, ScopeId},
+    types::{Node, Position, ScopeId},
 };
 
 /// The service.
@@ -97,19 +97,23 @@ struct SessionTask {
 impl SessionTask {
     async fn run(mut self, (handle, snapshot): (SessionHandle, Snapshot)) {
         let shared = self.shared.clone();
-        self.note_status(NodeStatus::Ready).await;
+        shared.watch.handle_opened(self.node.id);
         info!(node = %self.node.name, "agent connected");
-        let reason = self.serve(&handle, snapshot).await;
+        let ended = self.serve(&handle, snapshot).await;
         if shared.dispatcher.close(&handle) {
-            self.note_status(NodeStatus::Down).await;
+            let closed = match ended {
+                Ended::Closed => Closed::ByNode,
+                Ended::ByManager | Ended::Silent => Closed::ByManager,
+            };
+            shared.watch.handle_closed(self.node.id, closed);
         }
-        info!(node = %self.node.name, reason, "agent disconnected");
+        info!(node = %self.node.name, reason = ended.reason(), "agent disconnected");
     }
 
     /// Serves the stream until it ends, and says why.
-    async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> &'static str {
+    async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> Ended {
         if !self.send_snapshot(snapshot).await {
-            return "closed";
+            return Ended::Closed;
         }
         let shared = self.shared.clone();
         let mut heartbeat = interval(HEARTBEAT);
@@ -125,19 +129,28 @@ impl SessionTask {
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => {
                         heard = Instant::now();
+                        shared.watch.handle_heard(self.node.id);
                         if !self.handle_message(handle, message).await {
-                            return "closed";
+                            return Ended::Closed;
                         }
                     }
-                    Ok(None) | Err(_) => return "closed",
+                    Ok(None) | Err(_) => return Ended::Closed,
                 },
-                () = handle.wake.notified() => due = true,
+                () = handle.wake.notified() => {
+                    due = true;
+                    for node in shared.dispatcher.take_wanted(handle) {
+                        let node = node.to_bytes().to_vec();
+                        // A witness that takes nothing counts as one that heard nothing.
+                        let look = message(manager_message::Message::LookFor(node));
+                        let _ = self.outbound.try_send(look);
+                    }
+                }
                 // Only a stream with room is asked what is due: until then changes are coalesced.
                 permit = self.outbound.reserve(), if due && next_delta <= Instant::now() => match permit {
-                    Err(_) => return "closed",
+                    Err(_) => return Ended::Closed,
                     Ok(permit) => match shared.dispatcher.take(handle) {
                         Due::Nothing => due = false,
-                        Due::Ended => return "ended by the manager",
+                        Due::Ended => return Ended::ByManager,
                         Due::Delta { from, to, changes } => {
                             next_delta = Instant::now() + COALESCED;
                             let delta = delta(from, to, changes);
@@ -146,14 +159,14 @@ impl SessionTask {
                             } else {
                                 drop(permit);
                                 if !self.resync(handle, None).await {
-                                    return "closed";
+                                    return Ended::Closed;
                                 }
                             }
                         }
                         Due::Snapshot => {
                             drop(permit);
                             if !self.resync(handle, None).await {
-                                return "closed";
+                                return Ended::Closed;
                             }
                         }
                     },
@@ -171,11 +184,11 @@ impl SessionTask {
                         let bookmark = Bookmark { epoch, revision, scopes };
                         let bookmark = message(manager_message::Message::Bookmark(bookmark));
                         if timeout(SEND_TIMEOUT, self.outbound.send(bookmark)).await.is_err() {
-                            return "silent";
+                            return Ended::Silent;
                         }
                     }
                 }
-                () = sleep_until(heard + SILENCE) => return "silent",
+                () = sleep_until(heard + SILENCE) => return Ended::Silent,
             }
         }
     }
@@ -190,6 +203,12 @@ impl SessionTask {
                 debug!(node = %self.node.name, scopes = resync.scopes.len(), "agent asks for a snapshot");
                 let Ok(scopes) = read_scopes(&resync.scopes) else { return false };
                 self.resync(handle, Some(scopes).filter(|scopes| !scopes.is_empty())).await
+            }
+            Some(agent_message::Message::Looked(Looked { node, heard })) => {
+                let Ok(node) = parse_id("node", &node) else { return false };
+                let heard = if heard { Heard::Yes } else { Heard::No };
+                self.shared.watch.handle_witness(self.node.id, node, heard);
+                true
             }
             Some(agent_message::Message::Ping(_)) => true,
             Some(agent_message::Message::Hello(_)) | None => false,
@@ -220,12 +239,25 @@ impl SessionTask {
         }
         true
     }
+}
 
-    async fn note_status(&self, status: NodeStatus) {
-        let command = Command::SetNodeStatus { node: self.node.id, status };
-        if let Err(error) = self.shared.log.propose(command).await {
-            // The node was removed meanwhile, or the log is stopped, which it has said itself.
-            debug!(node = %self.node.name, %error, "status not noted");
+/// Why a stream ended.
+#[derive(Clone, Copy)]
+enum Ended {
+    /// The node, or its host, closed it.
+    Closed,
+    /// Nothing came for too long, or nothing was taken.
+    Silent,
+    /// The node was removed, has opened another, or the manager ends.
+    ByManager,
+}
+
+impl Ended {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+            Self::ByManager => "ended by the manager",
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn of_failure(error: anyhow::Error) -> Status {
 
 fn code(refusal: &Refusal) -> Code {
     match refusal {
-        Refusal::Unknown { .. } => Code::NotFound,
+        Refusal::Unknown { .. } | Refusal::NoLabel { .. } => Code::NotFound,
         Refusal::NameTaken { .. }
         | Refusal::IdUsed { .. }
         | Refusal::KeyInUse { .. }

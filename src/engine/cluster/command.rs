@@ -10,7 +10,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::secrets::Secrets;
-use crate::types::{Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni};
+use crate::types::{
+    Availability, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni,
+};
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,8 @@ pub enum Command {
     },
     /// Takes a node and its endpoints out.
     RemoveNode(NodeId),
+    /// Changes what the operator says of a node.
+    UpdateNode(UpdateNode),
     /// Makes a network.
     CreateNetwork(CreateNetwork),
     /// Ends a network that nothing uses.
@@ -72,6 +76,19 @@ pub struct RegisterNode {
     pub name: NameChoice,
     /// The networks of its host, which automatic subnets leave out.
     pub underlays: Vec<IpNet>,
+}
+
+/// See [`Command::UpdateNode`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateNode {
+    /// Which node.
+    pub node: NodeId,
+    /// Whether it takes tasks, or as it is.
+    pub availability: Option<Availability>,
+    /// Labels to set.
+    pub labels_added: BTreeMap<String, String>,
+    /// Labels to take away, by key.
+    pub labels_removed: Vec<String>,
 }
 
 /// What to do if a node's name is taken.

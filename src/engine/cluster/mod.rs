@@ -11,6 +11,7 @@ mod command;
 mod digests;
 mod endpoint;
 mod limits;
+pub mod liveness;
 mod network;
 mod node;
 mod reference;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     command::{
         Applied, Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, Outcome,
-        RegisterNode,
+        RegisterNode, UpdateNode,
     },
     digests::Digests,
     reference::resolve,
@@ -81,6 +82,7 @@ impl State {
             Command::CreateCluster { cluster, secrets } => self.create_cluster(cluster, secrets),
             Command::RegisterNode(register) => self.register_node(register),
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
+            Command::UpdateNode(update) => self.update_node(update),
             Command::RemoveNode(node) => self.remove_node(node),
             Command::CreateNetwork(create) => self.create_network(create),
             Command::RemoveNetwork(network) => self.remove_network(network),
@@ -149,6 +151,15 @@ impl State {
     pub fn endpoints_of(&self, node: NodeId) -> impl Iterator<Item = &Endpoint> {
         let ids = self.node_endpoints.get(&node).into_iter().flatten();
         ids.filter_map(|id| self.endpoints.get(id))
+    }
+
+    /// Finds a node by name, id or the unique start of an id.
+    ///
+    /// # Errors
+    /// No node, or more than one, is meant.
+    pub fn find_node(&self, reference: &str) -> Result<&Node, Refusal> {
+        let id = resolve(Kind::Node, reference, self.nodes.values().map(|n| (n.id, &n.name)))?;
+        self.node(id).ok_or_else(|| unknown(Kind::Node, id))
     }
 
     /// Finds a network by name, id or the unique start of an id.

@@ -1,7 +1,7 @@
 //! Nodes: taken in, heard or not, taken out.
 
 use super::{
-    Applied, Event, Kind, NameChoice, Outcome, Refusal, RegisterNode, State,
+    Applied, Event, Kind, NameChoice, Outcome, Refusal, RegisterNode, State, UpdateNode,
     limits::{MAX_NODES, MAX_UNDERLAYS, check_labels},
     unknown,
 };
@@ -50,6 +50,23 @@ impl State {
         node.status = status;
         let events = changed.then_some(Event::NodeStatusChanged(id, status)).into_iter().collect();
         Ok(Applied { outcome: Outcome::Done, events })
+    }
+
+    pub(super) fn update_node(&mut self, update: UpdateNode) -> Result<Applied, Refusal> {
+        let node = self.nodes.get_mut(&update.node);
+        let node = node.ok_or_else(|| unknown(Kind::Node, update.node))?;
+        let mut labels = node.labels.clone();
+        for key in &update.labels_removed {
+            if labels.remove(key).is_none() {
+                return Err(Refusal::NoLabel { node: node.name.clone(), key: key.clone() });
+            }
+        }
+        labels.extend(update.labels_added);
+        check_labels(&labels)?;
+        node.labels = labels;
+        node.availability = update.availability.unwrap_or(node.availability);
+        // Nothing that other agents hold has changed.
+        Ok(Applied { outcome: Outcome::Node(node.clone()), events: Vec::new() })
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Applied, Refusal> {

@@ -54,6 +54,8 @@ pub enum Refusal {
         "the labels are too large; at most {MAX_LABELS}, together {MAX_LABEL_BYTES} bytes, none with an empty key"
     )]
     LabelsTooLarge,
+    #[error("node {node} has no label '{key}'; 'overlayctl node inspect {node}' lists them")]
+    NoLabel { node: Name, key: String },
     #[error("this node is a member already, as node {name}; leave it so, or end that daemon first")]
     KeyInUse { name: Name },
 

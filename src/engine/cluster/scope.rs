@@ -1,5 +1,6 @@
 //! Need to know: what one node is told of the cluster. It hears of the networks that it has an
-//! endpoint on, of all endpoints there, and of the nodes behind them; of nothing else.
+//! endpoint on, of all endpoints there, of the nodes behind them, and of the managers' nodes, which
+//! may always ask whether it is alive; of nothing else. A manager's node hears of every node.
 //!
 //! A scope is fed every event of a command right after the command, while the state stands at its
 //! revision. The work is that of the change: entering or leaving a network is the size of the
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Event, State};
 use crate::{
     engine::membership::{Change, Snapshot},
-    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk, ScopeId},
+    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk, Role, ScopeId},
 };
 
 /// What one node knows, as counts.
@@ -19,14 +20,18 @@ pub struct Scope {
     node: NodeId,
     /// The node's own endpoints a network.
     own: BTreeMap<NetworkId, usize>,
-    /// The endpoints that it knows behind each other node.
+    manager: bool,
+    /// The endpoints that it knows behind each other node, and one more where it always knows it.
     peers: BTreeMap<NodeId, usize>,
 }
 
 impl Scope {
     /// Makes the scope of a node as the state stands.
     pub fn new(state: &State, node: NodeId) -> Self {
-        let mut scope = Self { node, own: BTreeMap::new(), peers: BTreeMap::new() };
+        let manager = state.node(node).is_some_and(|node| node.role == Role::Manager);
+        let mut scope = Self { node, manager, own: BTreeMap::new(), peers: BTreeMap::new() };
+        let always = state.nodes().filter(|other| scope.always_knows(other));
+        scope.peers = always.map(|other| (other.id, 1)).collect();
         for endpoint in state.endpoints_of(node) {
             *scope.own.entry(endpoint.network).or_default() += 1;
         }
@@ -69,6 +74,11 @@ impl Scope {
     /// Lists the nodes that this one knows.
     pub fn peers(&self) -> impl Iterator<Item = NodeId> {
         self.peers.keys().copied()
+    }
+
+    /// Whether the node knows another whatever their networks are.
+    fn always_knows(&self, other: &Node) -> bool {
+        other.id != self.node && (self.manager || other.role == Role::Manager)
     }
 
     /// Tells whether the node takes part in a network.
@@ -121,7 +131,11 @@ impl Scope {
                 }
             }
             Event::NodeChanged(id) => {
-                if let (true, Some(node)) = (self.peers.contains_key(id), state.node(*id)) {
+                let Some(node) = state.node(*id) else { return changes };
+                if self.always_knows(node) {
+                    self.peers.entry(*id).or_insert(1);
+                }
+                if self.peers.contains_key(id) {
                     changes.push(Change::Peer(peer_of(node, pair_keys(*id))));
                 }
             }
@@ -130,9 +144,15 @@ impl Scope {
                     changes.push(Change::Network(network.clone()));
                 }
             }
-            // A node's endpoints went before it, a network ends empty, and whether the managers
-            // hear a peer does not decide whether this node can reach it.
-            Event::NodeRemoved(_) | Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
+            // A node's endpoints went before it.
+            Event::NodeRemoved(id) => {
+                if self.peers.remove(id).is_some() {
+                    changes.push(Change::PeerGone(*id));
+                }
+            }
+            // A network ends empty, and whether the managers hear a peer does not decide whether
+            // this node can reach it.
+            Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
         }
         changes
     }

@@ -407,9 +407,11 @@ fn rebuilt(state: &State, me: NodeId) -> Table {
     let networks: BTreeSet<NetworkId> = own.map(|endpoint| endpoint.network).collect();
     let known: Vec<&Endpoint> =
         state.endpoints().filter(|endpoint| networks.contains(&endpoint.network)).collect();
-    let others = state
-        .nodes()
-        .filter(|node| node.id != me && known.iter().any(|endpoint| endpoint.node == node.id));
+    let others = state.nodes().filter(|node| node.id != me).filter(|node| {
+        let manages = |id| state.node(id).is_some_and(|node| node.role == Role::Manager);
+        let shared = known.iter().any(|endpoint| endpoint.node == node.id);
+        shared || manages(me) || manages(node.id)
+    });
     let peer = |node: &Node| Peer {
         id: node.id,
         name: node.name.clone(),

@@ -223,7 +223,6 @@ impl Replica {
                 touched.networks_gone.insert(id);
             }
             Change::Peer(peer) => {
-                touched.peers.insert(peer.id);
                 self.peers.add(digest::of_peer(&peer));
                 if let Some(old) = self.table.peers.insert(peer.id, peer) {
                     self.peers.remove(digest::of_peer(&old));
@@ -238,12 +237,12 @@ impl Replica {
                 touched.endpoints.insert(endpoint.id);
                 self.add_endpoint(&endpoint);
                 if let Some(old) = self.table.endpoints.insert(endpoint.id, endpoint) {
-                    self.remove_endpoint(&old, touched);
+                    self.remove_endpoint(&old);
                 }
             }
             Change::EndpointGone(id) => {
                 let old = self.table.endpoints.remove(&id).ok_or(TableError::StrayEndpoint(id))?;
-                self.remove_endpoint(&old, touched);
+                self.remove_endpoint(&old);
             }
         }
         Ok(())
@@ -256,12 +255,11 @@ impl Replica {
         sums.endpoints += 1;
     }
 
-    fn remove_endpoint(&mut self, endpoint: &Endpoint, touched: &mut Touched) {
+    fn remove_endpoint(&mut self, endpoint: &Endpoint) {
         if let Some(behind) = self.behind.get_mut(&endpoint.node) {
             *behind -= 1;
             if *behind == 0 {
                 self.behind.remove(&endpoint.node);
-                touched.peers.insert(endpoint.node);
             }
         }
         if let Some(sums) = self.networks.get_mut(&endpoint.network) {
@@ -280,10 +278,8 @@ impl Replica {
                 return Err(TableError::StrayEndpoint(*id));
             }
         }
-        for id in touched.peers.iter().filter(|id| table.peers.contains_key(id)) {
-            if *id == own || !self.behind.contains_key(id) {
-                return Err(TableError::StrayPeer(*id));
-            }
+        if table.peers.contains_key(&own) {
+            return Err(TableError::StrayPeer(own));
         }
         let peer_in_use = |id: &&NodeId| {
             !table.peers.contains_key(id) && self.behind.contains_key(id) && **id != own
@@ -305,7 +301,6 @@ impl Replica {
 #[derive(Default)]
 struct Touched {
     endpoints: BTreeSet<EndpointId>,
-    peers: BTreeSet<NodeId>,
     peers_gone: BTreeSet<NodeId>,
     networks_gone: BTreeSet<NetworkId>,
 }

@@ -19,7 +19,7 @@ pub struct Table {
     pub networks: BTreeMap<NetworkId, Network>,
     /// All endpoints on those networks, its own among them.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
-    /// The other nodes with an endpoint on one of those networks.
+    /// The other nodes with an endpoint on one of those networks, and those that it must know anyway.
     pub peers: BTreeMap<NodeId, Peer>,
 }
 
@@ -55,7 +55,7 @@ pub enum TableError {
     /// not.
     #[error("endpoint {0} does not fit the table")]
     StrayEndpoint(EndpointId),
-    /// A peer goes that the table does not have, is the node itself, or has no endpoint.
+    /// A peer goes that the table does not have, or is the node itself.
     #[error("peer {0} does not fit the table")]
     StrayPeer(NodeId),
     /// A peer goes that has endpoints.
@@ -83,17 +83,15 @@ impl Table {
 
     /// Checks that every reference in the table leads to something in the table.
     pub(super) fn check(&self) -> Result<(), TableError> {
-        let mut seen = BTreeMap::new();
         for endpoint in self.endpoints.values() {
             let known_node = endpoint.node == self.node || self.peers.contains_key(&endpoint.node);
             if !known_node || !self.networks.contains_key(&endpoint.network) {
                 return Err(TableError::StrayEndpoint(endpoint.id));
             }
-            seen.insert(endpoint.node, ());
         }
-        match self.peers.keys().find(|id| **id == self.node || !seen.contains_key(*id)) {
-            Some(stray) => Err(TableError::StrayPeer(*stray)),
-            None => Ok(()),
+        match self.peers.contains_key(&self.node) {
+            true => Err(TableError::StrayPeer(self.node)),
+            false => Ok(()),
         }
     }
 }

@@ -186,6 +186,16 @@ impl PeerMachine {
         }
     }
 
+    /// An echo is wanted now, whether or not there is traffic.
+    pub(super) fn handle_echo(&mut self, context: &mut Context, now: Moment) {
+        if self.current.as_ref().is_some_and(|pair| pair.send.is_usable(now)) {
+            self.ask_for_echo(context, now);
+        } else if self.outstanding.is_none() {
+            self.wanted_until = self.wanted_until.max(now + ECHO_WANTED);
+            self.initiate(context, now);
+        }
+    }
+
     /// There is traffic under a session that was not watched.
     pub(super) fn handle_activity(&mut self, now: Moment) {
         self.watched_until = now + WATCHED;
@@ -523,14 +533,17 @@ impl PeerMachine {
                 self.initiate(context, now);
             }
         }
-        if let Some(pair) = &self.current
-            && sent_lately
-        {
-            self.echo.last_id = self.echo.last_id.wrapping_add(1);
-            let (id, sealed) = (self.echo.last_id, pair.send.sealed());
-            self.echo.waiting = Some((id, sealed, now));
-            self.seal_control(context, Control::EchoRequest { id, sealed }, now);
+        if sent_lately {
+            self.ask_for_echo(context, now);
         }
+    }
+
+    fn ask_for_echo(&mut self, context: &mut Context, now: Moment) {
+        let Some(pair) = &self.current else { return };
+        self.echo.last_id = self.echo.last_id.wrapping_add(1);
+        let (id, sealed) = (self.echo.last_id, pair.send.sealed());
+        self.echo.waiting = Some((id, sealed, now));
+        self.seal_control(context, Control::EchoRequest { id, sealed }, now);
     }
 
     /// Whether data was sealed or opened within `span`.
@@ -595,6 +608,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How long a packet that waited keeps handshakes going (WireGuard's 90 s).
 const WANTED: Duration = Duration::from_secs(90);
+/// How long an echo keeps handshakes going: whoever asked has given up by then.
+const ECHO_WANTED: Duration = Duration::from_secs(1);
 const DOWN_AFTER: Duration = Duration::from_secs(15);
 /// Our initiation is still on its way if it is not older than this.
 const CROSSING: Duration = Duration::from_millis(500);

@@ -245,6 +245,14 @@ impl Sessions {
         }
     }
 
+    /// Asks a peer for an echo now, by a new session if need be.
+    pub fn handle_echo(&mut self, id: NodeId, now: Moment) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.handle_echo(&mut self.context, now);
+            self.schedule(id, now);
+        }
+    }
+
     /// There is traffic with a peer that was not watched.
     pub fn handle_activity(&mut self, id: NodeId, now: Moment) {
         if let Some(peer) = self.peers.get_mut(&id) {

@@ -117,10 +117,9 @@ fn a_delta_that_does_not_fit_is_refused_and_a_whole_snapshot_is_due() {
     check(held, at(6), vec![Change::Endpoint(endpoint(13, 2, 8))], stray);
     check(held, at(6), vec![Change::EndpointGone(EndpointId::from_u128(13))], stray);
     let node = NodeId::from_u128;
-    check(held, at(6), vec![Change::Peer(peer(3))], TableError::StrayPeer(node(3)));
+    check(held, at(6), vec![Change::Peer(peer(1))], TableError::StrayPeer(node(1)));
+    check(held, at(6), vec![Change::PeerGone(node(3))], TableError::StrayPeer(node(3)));
     check(held, at(6), vec![Change::PeerGone(node(2))], TableError::PeerInUse(node(2)));
-    let unpeopled = vec![Change::EndpointGone(EndpointId::from_u128(12))];
-    check(held, at(6), unpeopled, TableError::StrayPeer(node(2)));
     let [blue, unknown] = [7, 8].map(NetworkId::from_u128);
     check(held, at(6), vec![Change::NetworkGone(unknown)], TableError::UnknownNetwork(unknown));
     check(held, at(6), vec![Change::NetworkGone(blue)], TableError::NetworkInUse(blue));

@@ -1,0 +1,254 @@
+//! Whether nodes are alive, as their manager decides it.
+//!
+//! ```text
+//!             stream closed, or silent for 2           all witnesses silent
+//!   heard  ------------------------------> suspected --------------------> down
+//!     ^                                     |     ^                          |
+//!     |            a witness hears it       v     | 2.2 later                |
+//!     |                                  management lost                     |
+//!     '---- heard on a stream <-------------'-------------------------------'
+//! ```
+//! Times are in keepalive intervals. A suspect is asked after by witnesses, over the data plane, from
+//! 2.2 after the last sign of life; it is down at 3.0 at the earliest and at 4.0 at the latest. Where
+//! nobody can be asked, streams alone decide, unless many vanished together: then it is the manager
+//! that is cut off.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use crate::types::{Moment, NodeId};
+
+/// The watch over all nodes.
+pub struct Liveness {
+    interval: Duration,
+    nodes: BTreeMap<NodeId, Watch>,
+    outputs: VecDeque<Verdict>,
+}
+
+/// What the caller must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Have witnesses look for the node, and name them by [`Liveness::handle_asked`].
+    Ask(NodeId),
+    /// It is ready.
+    Ready(NodeId),
+    /// It is down.
+    Down(NodeId),
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The node's host said so, which is a sign of life.
+    ByNode,
+    /// The manager gave it up.
+    ByManager,
+}
+
+struct Watch {
+    /// The last sign of life.
+    heard: Moment,
+    stream: Stream,
+    standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Open,
+    Closed,
+}
+
+enum Standing {
+    /// Nothing speaks against it.
+    Alive,
+    /// Witnesses look for it until then.
+    Asked { waiting: BTreeSet<NodeId>, until: Moment },
+    /// A witness hears it, the manager does not.
+    ManagementLost,
+    /// It is down.
+    Down,
+}
+
+impl Liveness {
+    /// Watches nobody yet. `interval` is how often agent and manager say something.
+    pub fn new(interval: Duration) -> Self {
+        Self { interval, nodes: BTreeMap::new(), outputs: VecDeque::new() }
+    }
+
+    /// Takes a node in that the cluster holds to be ready, as if it was heard just now: a manager
+    /// that starts does not know since when nothing was.
+    pub fn handle_known(&mut self, node: NodeId, now: Moment) {
+        let watch = Watch { heard: now, stream: Stream::Closed, standing: Standing::Alive };
+        self.nodes.entry(node).or_insert(watch);
+    }
+
+    /// A node's stream opened.
+    pub fn handle_opened(&mut self, node: NodeId, now: Moment) {
+        let open = Watch { heard: now, stream: Stream::Open, standing: Standing::Alive };
+        self.nodes.insert(node, open);
+        self.outputs.push_back(Verdict::Ready(node));
+    }
+
+    /// Something came on a node's stream.
+    pub fn handle_heard(&mut self, node: NodeId, now: Moment) {
+        let Some(watch) = self.nodes.get_mut(&node) else { return };
+        watch.heard = now;
+        match watch.standing {
+            Standing::Alive => {}
+            Standing::Asked { .. } | Standing::ManagementLost => watch.standing = Standing::Alive,
+            // The streams of a node that is down were given up; it comes back by a new one.
+            Standing::Down => {}
+        }
+    }
+
+    /// A node's stream ended.
+    pub fn handle_closed(&mut self, node: NodeId, closed: Closed, now: Moment) {
+        let Some(watch) = self.nodes.get_mut(&node) else { return };
+        watch.stream = Stream::Closed;
+        match closed {
+            Closed::ByNode => watch.heard = now,
+            Closed::ByManager => {}
+        }
+    }
+
+    /// A node left the cluster.
+    pub fn handle_removed(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        for watch in self.nodes.values_mut() {
+            if let Standing::Asked { waiting, .. } = &mut watch.standing {
+                waiting.remove(&node);
+            }
+        }
+    }
+
+    /// Says who looks for a node.
+    pub fn handle_asked(&mut self, node: NodeId, witnesses: BTreeSet<NodeId>, now: Moment) {
+        let many_vanished = self.many_vanished(now);
+        let until = now + self.times(WITNESSES_TAKE);
+        let Some(watch) = self.nodes.get_mut(&node) else { return };
+        if !matches!(watch.standing, Standing::Asked { .. }) {
+            return;
+        }
+        if witnesses.is_empty() && many_vanished {
+            watch.standing = Standing::ManagementLost;
+            watch.heard = now;
+        } else {
+            watch.standing = Standing::Asked { waiting: witnesses, until };
+        }
+    }
+
+    /// A witness has looked for a node.
+    pub fn handle_witness(&mut self, witness: NodeId, node: NodeId, heard: Heard, now: Moment) {
+        let Some(watch) = self.nodes.get_mut(&node) else { return };
+        let Standing::Asked { waiting, .. } = &mut watch.standing else { return };
+        if !waiting.remove(&witness) {
+            return;
+        }
+        match heard {
+            Heard::Yes => {
+                watch.standing = Standing::ManagementLost;
+                watch.heard = now;
+            }
+            Heard::No => {}
+        }
+    }
+
+    /// Whether a witness hears a node that the manager does not.
+    pub fn is_management_lost(&self, node: NodeId) -> bool {
+        self.nodes
+            .get(&node)
+            .is_some_and(|watch| matches!(watch.standing, Standing::ManagementLost))
+    }
+
+    /// How long ago the last sign of life of a node was.
+    pub fn silent_for(&self, node: NodeId, now: Moment) -> Option<Duration> {
+        self.nodes.get(&node).map(|watch| now.since(watch.heard))
+    }
+
+    /// Returns when to call [`Self::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.nodes.values().filter_map(|watch| self.due(watch)).min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        let due = |watch: &Watch| self.due(watch).is_some_and(|at| at <= now);
+        let nodes: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, watch)| due(watch)).map(|(id, _)| *id).collect();
+        for id in nodes {
+            let Some(watch) = self.nodes.get_mut(&id) else { continue };
+            match &watch.standing {
+                Standing::Alive | Standing::ManagementLost => {
+                    // Until somebody is named the deadline stands in for all of them.
+                    let until = now + self.interval;
+                    watch.standing = Standing::Asked { waiting: BTreeSet::from([id]), until };
+                    self.outputs.push_back(Verdict::Ask(id));
+                }
+                Standing::Asked { .. } => {
+                    watch.standing = Standing::Down;
+                    self.outputs.push_back(Verdict::Down(id));
+                }
+                Standing::Down => {}
+            }
+        }
+    }
+
+    /// Takes the next thing to do.
+    pub fn poll_output(&mut self) -> Option<Verdict> {
+        self.outputs.pop_front()
+    }
+
+    /// When something is due for a node.
+    fn due(&self, watch: &Watch) -> Option<Moment> {
+        let asked = watch.heard + self.times(ASK_AFTER);
+        match (&watch.standing, watch.stream) {
+            (Standing::Alive, Stream::Open | Stream::Closed)
+            | (Standing::ManagementLost, Stream::Open | Stream::Closed) => Some(asked),
+            (Standing::Asked { waiting, until }, _) => {
+                let earliest = watch.heard + self.times(DOWN_AFTER);
+                Some(if waiting.is_empty() { earliest } else { earliest.max(*until) })
+            }
+            (Standing::Down, _) => None,
+        }
+    }
+
+    /// Whether over three in ten nodes, and not just one, are silent at once.
+    fn many_vanished(&self, now: Moment) -> bool {
+        let silent = |watch: &&Watch| match watch.standing {
+            Standing::Alive => now.since(watch.heard) >= self.times(SUSPECT_AFTER),
+            Standing::Asked { .. } | Standing::ManagementLost => true,
+            Standing::Down => false,
+        };
+        let alive = self.nodes.values().filter(|w| !matches!(w.standing, Standing::Down)).count();
+        let vanished = self.nodes.values().filter(silent).count();
+        vanished > 1 && vanished * 10 > alive * 3
+    }
+
+    fn times(&self, tenths: u32) -> Duration {
+        self.interval * tenths / 10
+    }
+}
+
+/// Whether a witness heard a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It did.
+    Yes,
+    /// It did not.
+    No,
+}
+
+// In tenths of the interval.
+/// Two keepalives in a row are missing.
+const SUSPECT_AFTER: u32 = 20;
+/// So that witnesses, who look for 0.8, have answered when the node may be down.
+const ASK_AFTER: u32 = 22;
+const DOWN_AFTER: u32 = 30;
+/// What witnesses have from when they are asked until they count as silent.
+const WITNESSES_TAKE: u32 = 12;
+const _: () = assert!(ASK_AFTER >= SUSPECT_AFTER && ASK_AFTER + WITNESSES_TAKE < 40);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! Every way through the picture, with its times.
+
+use super::*;
+
+const A: NodeId = NodeId::from_u128(1);
+const B: NodeId = NodeId::from_u128(2);
+const C: NodeId = NodeId::from_u128(3);
+
+fn at(ms: u64) -> Moment {
+    Moment::from_nanos(ms * 1_000_000)
+}
+
+/// All three heard at the start.
+fn heard_at(ms: u64) -> Liveness {
+    let mut liveness = Liveness::new(Duration::from_secs(1));
+    for node in [A, B, C] {
+        liveness.handle_opened(node, at(ms));
+        assert_eq!(liveness.poll_output(), Some(Verdict::Ready(node)));
+    }
+    liveness
+}
+
+/// Lets time pass until something is due, and returns when that is and what it is.
+fn next(liveness: &mut Liveness) -> (u64, Vec<Verdict>) {
+    let due = liveness.poll_timeout().expect("something is due");
+    liveness.handle_timeout(due);
+    (due.as_nanos() / 1_000_000, std::iter::from_fn(|| liveness.poll_output()).collect())
+}
+
+/// B and C go on being heard; A is not after this.
+fn only_a_vanishes(at_ms: u64) -> Liveness {
+    let mut liveness = heard_at(at_ms);
+    for node in [B, C] {
+        liveness.handle_heard(node, at(at_ms + 2100));
+    }
+    liveness
+}
+
+#[test]
+fn a_silent_node_is_down_when_no_witness_hears_it() {
+    let mut liveness = only_a_vanishes(1000);
+    assert_eq!(next(&mut liveness), (3200, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B, C]), at(3201));
+    liveness.handle_witness(B, A, Heard::No, at(4000));
+    liveness.handle_witness(C, A, Heard::No, at(4001));
+    for node in [B, C] {
+        liveness.handle_heard(node, at(4000));
+    }
+    assert_eq!(next(&mut liveness), (4000, vec![Verdict::Down(A)]), "3.0 after it was heard");
+    assert_eq!(next(&mut liveness).1, vec![Verdict::Ask(B), Verdict::Ask(C)], "A is not asked for");
+}
+
+#[test]
+fn witnesses_that_do_not_answer_are_silent() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B, C]), at(2210));
+    liveness.handle_witness(B, A, Heard::No, at(3010));
+    assert_eq!(next(&mut liveness), (3410, vec![Verdict::Down(A)]), "before 4.0");
+}
+
+#[test]
+fn what_a_closed_stream_says() {
+    // Its host closed it: that is the last sign of life.
+    let mut liveness = only_a_vanishes(0);
+    liveness.handle_closed(A, Closed::ByNode, at(900));
+    for node in [B, C] {
+        liveness.handle_heard(node, at(3000));
+    }
+    assert_eq!(next(&mut liveness), (3100, vec![Verdict::Ask(A)]));
+    // The manager gave it up: that says nothing.
+    let mut liveness = only_a_vanishes(0);
+    liveness.handle_closed(A, Closed::ByManager, at(1900));
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+}
+
+#[test]
+fn a_node_that_a_witness_hears_stays_ready_and_is_asked_for_again() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(2200));
+    liveness.handle_witness(C, A, Heard::Yes, at(2300));
+    assert!(!liveness.is_management_lost(A), "C was not asked");
+    liveness.handle_witness(B, A, Heard::Yes, at(2400));
+    assert!(liveness.is_management_lost(A));
+    for node in [B, C] {
+        liveness.handle_heard(node, at(4500));
+    }
+    assert_eq!(next(&mut liveness), (4600, vec![Verdict::Ask(A)]), "2.2 after it was heard");
+    liveness.handle_asked(A, BTreeSet::from([B]), at(4600));
+    liveness.handle_witness(B, A, Heard::No, at(5400));
+    assert_eq!(next(&mut liveness), (5400, vec![Verdict::Down(A)]));
+    liveness.handle_opened(A, at(9000));
+    assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
+}
+
+#[test]
+fn a_node_that_is_heard_meanwhile_is_not_down() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(2200));
+    liveness.handle_heard(A, at(2900));
+    liveness.handle_witness(B, A, Heard::No, at(3000));
+    assert_eq!(next(&mut liveness), (4300, vec![Verdict::Ask(B), Verdict::Ask(C)]));
+}
+
+#[test]
+fn without_witnesses_streams_decide_unless_many_vanished() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::new(), at(2200));
+    assert_eq!(next(&mut liveness), (3000, vec![Verdict::Down(A)]));
+
+    let mut liveness = heard_at(0);
+    liveness.handle_heard(C, at(2100));
+    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A), Verdict::Ask(B)]));
+    for node in [A, B] {
+        liveness.handle_asked(node, BTreeSet::new(), at(2200));
+        assert!(liveness.is_management_lost(node), "two of three: the manager is cut off");
+    }
+}
+
+#[test]
+fn a_manager_that_starts_counts_from_its_start() {
+    let mut liveness = Liveness::new(Duration::from_secs(2));
+    liveness.handle_known(A, at(1000));
+    assert_eq!(liveness.silent_for(A, at(1500)), Some(Duration::from_millis(500)));
+    assert_eq!(next(&mut liveness), (5400, vec![Verdict::Ask(A)]), "times grow with the interval");
+    liveness.handle_removed(A);
+    assert_eq!(liveness.poll_timeout(), None);
+}

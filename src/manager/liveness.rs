@@ -1,0 +1,155 @@
+//! Drives [`Liveness`]: streams tell it what they hear, agents look for suspects, and what it decides
+//! becomes a command. One task, which ends with the manager.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::Shared;
+use crate::{
+    engine::cluster::{
+        Command, State,
+        liveness::{Closed, Heard, Liveness, Verdict},
+    },
+    io::clock,
+    types::{Node, NodeId, NodeStatus},
+};
+
+/// The watch, as streams and calls see it.
+pub struct NodeWatch {
+    liveness: Mutex<Liveness>,
+    /// Something is due sooner than it was.
+    sooner: Notify,
+}
+
+impl NodeWatch {
+    /// Starts with the nodes that the state holds to be ready.
+    pub fn new(interval: Duration, state: &State) -> Self {
+        let mut liveness = Liveness::new(interval);
+        for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
+            liveness.handle_known(node.id, clock::now());
+        }
+        Self { liveness: Mutex::new(liveness), sooner: Notify::new() }
+    }
+
+    /// A node's stream opened.
+    pub fn handle_opened(&self, node: NodeId) {
+        self.locked().handle_opened(node, clock::now());
+        self.sooner.notify_one();
+    }
+
+    /// Something came on a node's stream.
+    pub fn handle_heard(&self, node: NodeId) {
+        self.locked().handle_heard(node, clock::now());
+    }
+
+    /// A node's stream ended.
+    pub fn handle_closed(&self, node: NodeId, closed: Closed) {
+        self.locked().handle_closed(node, closed, clock::now());
+        self.sooner.notify_one();
+    }
+
+    /// A witness has looked for a node.
+    pub fn handle_witness(&self, witness: NodeId, node: NodeId, heard: Heard) {
+        self.locked().handle_witness(witness, node, heard, clock::now());
+        self.sooner.notify_one();
+    }
+
+    /// Forgets a node that left the cluster.
+    pub fn handle_removed(&self, node: NodeId) {
+        self.locked().handle_removed(node);
+    }
+
+    /// Whether a witness hears a node that this manager does not.
+    pub fn is_management_lost(&self, node: NodeId) -> bool {
+        self.locked().is_management_lost(node)
+    }
+
+    /// How long ago the last sign of life of a node was.
+    pub fn silent_for(&self, node: NodeId) -> Option<Duration> {
+        self.locked().silent_for(node, clock::now())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Liveness> {
+        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task; may be aborted.
+pub struct LivenessTask {
+    shared: Arc<Shared>,
+}
+
+impl LivenessTask {
+    /// Makes the task.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Decides for as long as it is polled.
+    pub async fn run(self) {
+        let watch = &self.shared.watch;
+        loop {
+            let due = {
+                let mut liveness = watch.locked();
+                liveness.handle_timeout(clock::now());
+                liveness.poll_output().map_or_else(
+                    || Err(liveness.poll_timeout().map(|at| at.since(clock::now()))),
+                    Ok,
+                )
+            };
+            match due {
+                Ok(verdict) => self.handle(verdict).await,
+                Err(Some(wait)) => {
+                    tokio::select! {
+                        () = sleep_until(Instant::now() + wait) => {}
+                        () = watch.sooner.notified() => {}
+                    }
+                }
+                Err(None) => watch.sooner.notified().await,
+            }
+        }
+    }
+
+    async fn handle(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Ask(node) => {
+                let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
+                let witnesses: BTreeSet<NodeId> = self.shared.log.read(look);
+                info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
+                self.shared.watch.locked().handle_asked(node, witnesses, clock::now());
+            }
+            Verdict::Ready(node) => self.note(node, NodeStatus::Ready).await,
+            Verdict::Down(node) => {
+                let silent = self.shared.watch.silent_for(node).unwrap_or_default();
+                warn!(%node, silent_ms = silent.as_millis(), "a node is down");
+                self.note(node, NodeStatus::Down).await;
+            }
+        }
+    }
+
+    async fn note(&self, node: NodeId, status: NodeStatus) {
+        let stands = |state: &State| state.node(node).map(|node: &Node| node.status);
+        match self.shared.log.read(stands) {
+            Some(now) if now == status => {}
+            Some(_) => {
+                let command = Command::SetNodeStatus { node, status };
+                if let Err(error) = self.shared.log.propose(command).await {
+                    warn!(%node, %error, "the status of a node is not noted");
+                }
+            }
+            None => self.shared.watch.handle_removed(node),
+        }
+    }
+}
+
+/// How many nodes look for one.
+const WITNESSES: usize = 3;
