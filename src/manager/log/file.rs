@@ -58,7 +58,7 @@ pub enum OpenError {
     Damaged { path: PathBuf, what: String },
     #[error("the log {} is in use by another process; end that one", .path.display())]
     InUse { path: PathBuf },
-    #[error("the log {}: {error}; check the disk and who may write there", .path.display())]
+    #[error("the log {}: {error}; check that disk, its space, and who may write there", .path.display())]
     Io { path: PathBuf, error: io::Error },
 }
 

@@ -169,7 +169,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Proposals that wait for the writer, which takes all of them as one transaction: the more wait
-/// for a sync of the disk, the more one sync is shared by. Together at most 64 MB.
+/// for a sync of the disk, the more one sync is shared by. With those being written at most 128 MB.
 const MAX_WAITING: usize = 256;
 /// Labels, the largest part of any command, have 16 KB, which may be six times that as JSON.
 const MAX_COMMAND_BYTES: usize = 256 << 10;
