@@ -541,6 +541,16 @@ async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
         "the log F/log.redb is there already: this state folder holds a cluster; remove F to give that cluster up"
     );
     manager.end(Ending::Kept).await;
+
+    // A key alone is not overwritten either.
+    fs::rename(folder.join("log.redb"), folders.path().join("away")).unwrap();
+    let alone = Manager::found(founding(&folders)).await.err().unwrap().to_string();
+    assert_eq!(
+        alone.replace(&folder.display().to_string(), "F"),
+        "F/manager.key is there already, of a cluster whose log is gone; move it away to make a new cluster"
+    );
+    assert!(!folder.join("log.redb").exists(), "nothing is left");
+    fs::rename(folders.path().join("away"), folder.join("log.redb")).unwrap();
     let reopening = Reopening {
         state_dir: folders.path().join("n1"),
         listen_addr: founded.listen_addr,

@@ -20,7 +20,7 @@ mod status;
 mod trust;
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -96,14 +96,19 @@ impl Manager {
     pub async fn found(founding: Founding) -> anyhow::Result<(Self, Founded)> {
         let listener =
             listen(founding.listen_addr, "choose another address with --listen-addr").await?;
-        let folder = folder(&founding.state_dir);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("make {}", folder.display()))?;
-        let file = LogFile::create(&folder.join(LOG_FILE))?;
-        let founded = Self::found_in(&folder, file, listener, founding).await;
+        let folder = make_folder(&founding.state_dir)?;
+        let path = folder.join(LOG_FILE);
+        let file = LogFile::create(&path)?;
+        let key = match ManagerKey::create(&folder) {
+            Ok(key) => key,
+            Err(error) => {
+                // A key that was there is somebody's.
+                drop(file);
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+                return Err(error);
+            }
+        };
+        let founded = Self::found_in(&folder, file, &key, listener, founding).await;
         if founded.is_err() {
             remove(&folder);
         }
@@ -113,6 +118,7 @@ impl Manager {
     async fn found_in(
         folder: &Path,
         file: LogFile,
+        key: &ManagerKey,
         listener: TcpListener,
         mut founding: Founding,
     ) -> anyhow::Result<(Self, Founded)> {
@@ -124,13 +130,13 @@ impl Manager {
         }
         let cluster = random::bytes()?;
         let trust = Arc::new(Trust::new(cluster)?);
-        let secrets = trust.sealed(&ManagerKey::create(folder)?)?;
+        let secrets = trust.sealed(key)?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         let log = start_log(file, dispatcher.clone())?;
         let node = register_first(&log, cluster, secrets, &founding).await?;
-        let key = membership::proven_key(&founding.node).map_err(refused)?;
+        let point = membership::proven_key(&founding.node).map_err(refused)?;
         let credentials = tls::Credentials {
-            certificate: trust.issue(node.id, node.role, key)?,
+            certificate: trust.issue(node.id, node.role, point)?,
             key: founding.certificate_key,
             root: trust.root().clone(),
         };
@@ -316,6 +322,17 @@ fn start_log(file: LogFile, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> 
 /// The manager's part of the state folder.
 fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("manager")
+}
+
+/// Makes the manager's part of the state folder, if it is not there, as durable as what comes in it.
+fn make_folder(state_dir: &Path) -> anyhow::Result<PathBuf> {
+    let folder = folder(state_dir);
+    let make = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        File::open(state_dir)?.sync_all()
+    };
+    make().with_context(|| format!("make {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// Removes the manager's part of the state folder.
