@@ -1,9 +1,14 @@
 //! The control plane in one process, over loopback and without root: a manager, and nodes that join
 //! it, hear of what they must, and of nothing else.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use overlay::{
     agent::{
         Identity, StateDir,
@@ -14,10 +19,11 @@ use overlay::{
         Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
         proto::{
             AgentMessage, AwaitAcknowledgedRequest, CreateEndpointRequest, CreateEndpointResponse,
-            CreateNetworkRequest, Hello, JoinTokenRequest, LeaveRequest, ListEndpointsRequest,
-            ListEndpointsResponse, ListNodesRequest, NodeStatus, Ping, RemoveEndpointRequest, Role,
-            agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
-            dispatch_client::DispatchClient, membership_client::MembershipClient,
+            CreateNetworkRequest, Hello, JoinTokenRequest, JoinTokenResponse, LeaveRequest,
+            ListEndpointsRequest, ListEndpointsResponse, ListNodesRequest, NodeStatus, Ping,
+            RemoveEndpointRequest, Role, agent_message, attachment_client::AttachmentClient,
+            control_client::ControlClient, dispatch_client::DispatchClient,
+            membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
@@ -26,7 +32,7 @@ use overlay::{
     types::{Name, Node, NodeId},
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Response, Status, transport::Channel};
 
 /// A manager on a free port, and the folders of the nodes' keys.
 struct Cluster {
@@ -115,6 +121,28 @@ impl Cluster {
         let network = made.network.as_ref().unwrap().id.clone();
         let request = AwaitAcknowledgedRequest { network, revision: made.revision };
         client.await_acknowledged(request).await.unwrap().into_inner().lagging
+    }
+
+    /// Asks for a worker's token.
+    async fn ask_token(&self, request: JoinTokenRequest) -> Result<JoinTokenResponse, Status> {
+        let request = JoinTokenRequest { role: Role::Worker.into(), ..request };
+        self.control().await.join_token(request).await.map(Response::into_inner)
+    }
+
+    async fn limited_token(&self, ttl_s: Option<u64>, uses: Option<u32>) -> JoinToken {
+        let request = JoinTokenRequest { ttl_s, uses, ..Default::default() };
+        self.ask_token(request).await.unwrap().token.parse().unwrap()
+    }
+
+    /// A channel as a host without a certificate has it.
+    async fn stranger(&self) -> MembershipClient<Channel> {
+        let config = Arc::new(tls::joiner_config(self.token.digest).unwrap());
+        MembershipClient::new(channel::to_manager(self.addr, config).await.unwrap())
+    }
+
+    async fn node_count(&self) -> usize {
+        let nodes = self.control().await.list_nodes(ListNodesRequest {}).await.unwrap();
+        nodes.into_inner().nodes.len()
     }
 
     async fn endpoints(&self) -> ListEndpointsResponse {
@@ -313,7 +341,9 @@ async fn a_workers_certificate_does_not_change_the_cluster_nor_serve_as_a_manage
         refused.message(),
         format!("node n2 is a worker; run this on the manager at {}", cluster.addr)
     );
-    let refused = control.join_token(JoinTokenRequest { role: Role::Worker.into() }).await;
+    let refused = control
+        .join_token(JoinTokenRequest { role: Role::Worker.into(), ..Default::default() })
+        .await;
     assert_eq!(refused.err().unwrap().code(), Code::PermissionDenied);
 
     // The worker puts itself on an address where others look for a manager.
@@ -448,6 +478,10 @@ async fn a_manager_starts_again_with_all_that_it_knew() {
     drop(agent);
     let listed = cluster.endpoints().await;
 
+    let limited = cluster.limited_token(Some(3600), Some(1)).await;
+    let rotated = JoinTokenRequest { rotate: true, ..Default::default() };
+    let rotated: JoinToken = cluster.ask_token(rotated).await.unwrap().token.parse().unwrap();
+
     let cluster = cluster.restarted().await;
     let again = cluster.endpoints().await;
     assert_eq!((&again.endpoints, &again.networks), (&listed.endpoints, &listed.networks));
@@ -467,9 +501,10 @@ async fn a_manager_starts_again_with_all_that_it_knew() {
     assert!(after.peers == before.peers, "the pair's key is the same");
 
     // Tokens are valid, names and addresses are as taken as they were.
-    cluster.worker("n4").await;
+    cluster.join_as("n4", &rotated).await.unwrap();
+    cluster.join_as("n5", &limited).await.unwrap();
     let identity = cluster.identity("another");
-    let taken = join::join(cluster.addr, &cluster.token, &introduction(&identity, "n3")).await;
+    let taken = join::join(cluster.addr, &rotated, &introduction(&identity, "n3")).await;
     assert!(taken.err().unwrap().message().starts_with("the name n3 is taken by node "));
     let more = cluster.endpoint(&n2, "blue").await;
     assert_ne!(more.endpoint.unwrap().addresses, first.endpoint.unwrap().addresses);
@@ -560,4 +595,133 @@ async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
     let (manager, reopened) = Manager::open(reopening).await.unwrap();
     assert_eq!(reopened.cluster, founded.cluster);
     manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_rotated_token_joins_no_more_and_puts_nobody_out() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    let shown = cluster.ask_token(JoinTokenRequest::default()).await.unwrap();
+    assert_eq!(shown.token, cluster.token.to_string(), "a standing token stays");
+    let rotate = JoinTokenRequest { rotate: true, ..Default::default() };
+    let rotated = cluster.ask_token(rotate).await.unwrap();
+    assert_eq!((rotated.expires_at_s, rotated.uses), (None, None));
+    let rotated: JoinToken = rotated.token.parse().unwrap();
+    assert_eq!(rotated.digest, cluster.token.digest);
+    let refused = cluster.join_as("n3", &cluster.token).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(
+        refused.message(),
+        "the token was rotated; take the new one from a manager with 'overlayctl join-token worker'"
+    );
+    cluster.join_as("n3", &rotated).await.unwrap();
+    let agent = Agent::start(&cluster, &worker).await;
+    until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
+    drop(agent);
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_limited_token_joins_as_many_nodes_as_it_says() {
+    let cluster = Cluster::found().await;
+    let asked = JoinTokenRequest { ttl_s: Some(3600), uses: Some(2), ..Default::default() };
+    let made = cluster.ask_token(asked).await.unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let left = made.expires_at_s.unwrap() - now;
+    assert!((3590..=3600).contains(&left), "{left}");
+    assert_eq!(made.uses, Some(2));
+    let token: JoinToken = made.token.parse().unwrap();
+    assert_ne!(token, cluster.limited_token(Some(3600), Some(2)).await, "each is drawn");
+    for name in ["n2", "n3"] {
+        cluster.join_as(name, &token).await.unwrap();
+    }
+    let refused = cluster.join_as("n4", &token).await.err().unwrap();
+    assert_eq!(
+        refused.message(),
+        "the token is used up; take another from a manager with 'overlayctl join-token worker'"
+    );
+    cluster.worker("n4").await;
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_join_whose_answer_was_lost_is_asked_for_again_with_the_same_token() {
+    let cluster = Cluster::found().await;
+    let token = cluster.limited_token(None, Some(1)).await;
+    let lost = cluster.join_as("n2", &token).await.unwrap();
+    let again = cluster.join_as("n2", &token).await.unwrap();
+    assert_ne!(lost.node.id, again.node.id);
+    assert_eq!(cluster.node_count().await, 2, "the manager and one worker");
+    let other = cluster.join_as("n3", &token).await.err().unwrap();
+    assert!(other.message().starts_with("the token is used up"), "{}", other.message());
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_cut_token_is_told_from_a_wrong_one() {
+    let cluster = Cluster::found().await;
+    let identity = cluster.identity("n2");
+    let (mut request, _) = introduction(&identity, "n2").request().unwrap();
+    request.token_secret = cluster.token.secret_text()[..24].to_owned();
+    let refused = cluster.stranger().await.join(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(
+        refused.message(),
+        "the token is cut or bent; copy the whole line that 'overlayctl join-token worker' prints"
+    );
+    cluster.worker("n2").await;
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn tokens_that_make_no_sense_are_refused() {
+    let cluster = Cluster::found().await;
+    let check = async |request: JoinTokenRequest, sentence: &str| {
+        assert_eq!(cluster.ask_token(request).await.err().unwrap().message(), sentence);
+    };
+    let with = |rotate, ttl_s, uses| JoinTokenRequest { rotate, ttl_s, uses, role: 0 };
+    let both = "a rotated token has no end; leave out --rotate, or --ttl and --uses";
+    check(with(true, Some(60), None), both).await;
+    check(with(true, None, Some(1)), both).await;
+    check(with(false, Some(0), None), "ttl: use 1s to 3650d").await;
+    check(with(false, Some(u64::MAX), None), "ttl: use 1s to 3650d").await;
+    check(with(false, None, Some(0)), "uses: use 1 or more").await;
+    let manager = JoinTokenRequest { role: Role::Manager.into(), ..Default::default() };
+    let refused = cluster.control().await.join_token(manager).await.err().unwrap();
+    assert_eq!(
+        refused.message(),
+        "this cluster takes workers only; use 'overlayctl join-token worker'"
+    );
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_uses_at_once_of_a_one_use_token_join_one_node() {
+    let cluster = Cluster::found().await;
+    let token = cluster.limited_token(Some(3600), Some(1)).await;
+    let mut calls = Vec::new();
+    for connection in 0..10 {
+        let client = cluster.stranger().await;
+        for number in 0..100 {
+            let name = format!("j{}", connection * 100 + number);
+            let (mut request, _) = introduction(&cluster.identity(&name), &name).request().unwrap();
+            request.token_secret = token.secret_text();
+            let mut client = client.clone();
+            calls.push(async move { client.join(request).await });
+        }
+    }
+    let calls = calls.into_iter().map(tokio::spawn);
+    let mut joined = 0;
+    for answer in within(join_all(calls)).await {
+        match answer.unwrap() {
+            Ok(_) => joined += 1,
+            Err(refused) => assert_eq!(
+                refused.message(),
+                "the token is used up; take another from a manager with 'overlayctl join-token worker'"
+            ),
+        }
+    }
+    assert_eq!(joined, 1);
+    assert_eq!(cluster.node_count().await, 2, "the manager and one worker");
+    cluster.manager.shutdown().await;
 }

@@ -1,5 +1,7 @@
 //! `init`, `join`, `join-token` and `info`.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -64,6 +66,15 @@ pub struct Join {
 pub struct JoinToken {
     /// What the new node will be
     role: TokenRole,
+    /// Make a new standing token; the one before joins no node any more, and no node is put out
+    #[arg(long, conflicts_with_all = ["ttl", "uses"])]
+    rotate: bool,
+    /// Make a token that ends after this long, such as 1h
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
+    ttl: Option<Duration>,
+    /// Make a token that joins this many nodes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    uses: Option<u32>,
     /// Print the token only
     #[arg(short, long)]
     quiet: bool,
@@ -122,16 +133,22 @@ impl JoinToken {
         let role = match self.role {
             TokenRole::Worker => Role::Worker,
         };
-        let request = JoinTokenRequest { role: role.into() };
+        let request = JoinTokenRequest {
+            role: role.into(),
+            rotate: self.rotate,
+            ttl_s: self.ttl.map(|ttl| ttl.as_secs()),
+            uses: self.uses,
+        };
         let token = answer("join-token", client.control().await?.join_token(request)).await?;
-        let view = TokenView::new("worker", token);
+        let view = TokenView::new("worker", token)?;
         match format {
             Format::Json => print_json(&view)?,
             Format::Table if self.quiet => print(&format!("{}\n", view.token)),
-            Format::Table => print(&format!(
-                "To add a worker to this cluster, run on it:\n\n    {}\n\n",
-                view.command
-            )),
+            Format::Table if self.rotate => {
+                print("The token before this one joins no node any more.\n");
+                print(&view.text());
+            }
+            Format::Table => print(&view.text()),
         }
         Ok(())
     }
@@ -211,14 +228,45 @@ struct TokenView {
     token: String,
     manager_addr: String,
     command: String,
+    expires_at: Option<String>,
+    uses: Option<u32>,
 }
 
 impl TokenView {
-    fn new(role: &'static str, token: JoinTokenResponse) -> Self {
+    fn new(role: &'static str, token: JoinTokenResponse) -> Result<Self, Failure> {
         let command = join_command(&token.token, &token.manager_addr);
-        Self { role, token: token.token, manager_addr: token.manager_addr, command }
+        let expires_at = token.expires_at_s.map(instant).transpose()?;
+        let JoinTokenResponse { token, manager_addr, expires_at_s: _, uses } = token;
+        Ok(Self { role, token, manager_addr, command, expires_at, uses })
+    }
+
+    fn text(&self) -> String {
+        let end = match (&self.expires_at, self.uses) {
+            (None, None) => String::new(),
+            (Some(at), None) => format!("It ends at {at}.\n"),
+            (None, Some(uses)) => format!("It joins {uses} node(s).\n"),
+            (Some(at), Some(uses)) => format!("It joins {uses} node(s), and ends at {at}.\n"),
+        };
+        let command = &self.command;
+        format!("To add a worker to this cluster, run on it:\n\n    {command}\n\n{end}")
     }
 }
+
+/// Writes an instant as all our JSON does.
+fn instant(seconds: u64) -> Result<String, Failure> {
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    let at = at.filter(|_| seconds < YEAR_10000_S).ok_or_else(|| Failure::bent("join-token"))?;
+    Ok(humantime::format_rfc3339_millis(at).to_string())
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = humantime::parse_duration(text).ok().filter(|ttl| ttl.subsec_nanos() == 0);
+    let ttl = ttl.filter(|ttl| !ttl.is_zero());
+    ttl.ok_or_else(|| "use whole seconds or more, such as 30s, 1h or 7d".to_owned())
+}
+
+/// The first second that RFC 3339 has no year for.
+const YEAR_10000_S: u64 = 253_402_300_800;
 
 #[derive(Debug, Serialize)]
 struct InfoView {
@@ -357,8 +405,28 @@ mod tests {
         let token = JoinTokenResponse {
             token: "OVTKN-1-digest-secret".into(),
             manager_addr: "192.0.2.1:2377".into(),
+            ..JoinTokenResponse::default()
         };
-        golden("join-token", &TokenView::new("worker", token));
+        let view = TokenView::new("worker", token.clone()).unwrap();
+        golden("join-token", &view);
+        assert!(view.text().ends_with("2377\n\n"), "{}", view.text());
+        let limited =
+            JoinTokenResponse { expires_at_s: Some(1_800_000_000), uses: Some(3), ..token.clone() };
+        let view = TokenView::new("worker", limited).unwrap();
+        golden("join-token-limited", &view);
+        let end = "\n\nIt joins 3 node(s), and ends at 2027-01-15T08:00:00.000Z.\n";
+        assert!(view.text().ends_with(end), "{}", view.text());
+        let bent = JoinTokenResponse { expires_at_s: Some(u64::MAX), ..token };
+        assert!(TokenView::new("worker", bent).is_err());
+    }
+
+    #[test]
+    fn a_tokens_life_is_whole_seconds() {
+        assert_eq!(ttl("1h 30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "1", "0s", "1500ms", "-1h", "soon"] {
+            let error = ttl(bad).unwrap_err();
+            assert_eq!(error, "use whole seconds or more, such as 30s, 1h or 7d", "{bad}");
+        }
     }
 
     #[test]

@@ -142,6 +142,10 @@ mod tests {
         check(&["network", "create", "blue", "--label", "x"]);
         check(&["network", "rm"]);
         check(&["join-token", "manager"]);
+        check(&["join-token", "worker", "--rotate", "--ttl", "1h"]);
+        check(&["join-token", "worker", "--rotate", "--uses", "1"]);
+        check(&["join-token", "worker", "--uses", "0"]);
+        check(&["join-token", "worker", "--ttl", "soon"]);
         check(&["run", "--network", "blue"]);
         check(&["peers", "--watch", "extra"]);
     }
@@ -160,6 +164,8 @@ mod tests {
         check("node update n2 --availability drain --label-add disk=ssd --label-rm old");
         check("node rm --force n2 n3");
         check("leave --force");
+        check("join-token worker --rotate");
+        check("join-token worker --ttl 1h --uses 3");
         check("info --json");
         check("--json --socket /tmp/s node ls");
         check("network create blue --subnet 10.1.0.0/24 --subnet fd00::/64 --gateway 10.1.0.9");

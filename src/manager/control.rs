@@ -109,11 +109,17 @@ impl proto::control_server::Control for Control {
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
         let manager = self.manager(&request)?;
-        match request.into_inner().role().try_into()? {
-            Role::Worker => Ok(Response::new(JoinTokenResponse {
-                token: self.shared.trust.token(Role::Worker).to_string(),
-                manager_addr: manager.advertise_addr.to_string(),
-            })),
+        let request = request.into_inner();
+        match request.role().try_into()? {
+            Role::Worker => {
+                let issued = self.shared.issue_token(Role::Worker, &request).await?;
+                Ok(Response::new(JoinTokenResponse {
+                    token: issued.token.to_string(),
+                    manager_addr: manager.advertise_addr.to_string(),
+                    expires_at_s: issued.expires_at_s,
+                    uses: issued.uses,
+                }))
+            }
             Role::Manager => Err(Status::failed_precondition(
                 "this cluster takes workers only; use 'overlayctl join-token worker'",
             )),

@@ -4,19 +4,18 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
 };
 
 use tonic::{Request, Response, Status};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{Shared, random, status, trust::CertificateKey};
 use crate::{
     api::{
-        JoinToken, Malformed, parse_list, parse_text,
+        Malformed, parse_list, parse_text,
         proto::{self, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse},
     },
-    engine::cluster::{Command, NameChoice, Outcome, RegisterNode},
+    engine::cluster::{Command, NameChoice, Outcome, RegisterNode, State, TokenUse},
     types::{Availability, Node, NodeStatus, Role},
 };
 
@@ -30,9 +29,12 @@ impl proto::membership_server::Membership for Membership {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let source = super::caller_of(&request)?.addr.ip();
         let request = request.into_inner();
-        let role = self.role(&request.token_secret, source)?;
+        let (role, token) = self.shared.admit(&request.token_secret, source)?;
         let key = proven_key(&request)?;
-        let register = registration(request, role, self.shared.data_port)?;
+        let register = registration(request, role, self.shared.data_port, token)?;
+        // What is refused anyhow need not go through the log.
+        let check = |state: &State| state.check_token(&register.token, &register.node);
+        self.shared.log.read(check).map_err(status::of_refusal)?;
         let (_, outcome) = self
             .shared
             .log
@@ -69,28 +71,6 @@ impl proto::membership_server::Membership for Membership {
     }
 }
 
-impl Membership {
-    fn role(&self, secret: &str, source: IpAddr) -> Result<Role, Status> {
-        let (admission, now) = (&self.shared.admission, Instant::now());
-        if !admission.may_try(source, now) {
-            return Err(Status::resource_exhausted(
-                "too many wrong tokens came from this address; wait a minute",
-            ));
-        }
-        let secret = JoinToken::parse_secret(secret).ok();
-        match secret.and_then(|secret| self.shared.trust.role_of(&secret)) {
-            Some(Role::Worker) => Ok(Role::Worker),
-            Some(Role::Manager) | None => {
-                admission.note_wrong(source, now);
-                warn!(%source, "a join with a wrong token was refused");
-                Err(Status::permission_denied(
-                    "the token's secret is wrong; take a token from a manager with 'overlayctl join-token worker'",
-                ))
-            }
-        }
-    }
-}
-
 /// Takes the certificate key of a request whose joiner holds it.
 pub(super) fn proven_key(request: &JoinRequest) -> Result<CertificateKey, Status> {
     let (point, proof) = (request.certificate_key.clone(), &request.certificate_key_proof);
@@ -103,6 +83,7 @@ pub(super) fn registration(
     request: JoinRequest,
     role: Role,
     data_port: u16,
+    token: TokenUse,
 ) -> Result<RegisterNode, Status> {
     let advertise_addr: SocketAddr = parse_text("advertise_addr", &request.advertise_addr)?;
     let data_ip: IpAddr = parse_text("data_ip", &request.data_ip)?;
@@ -144,7 +125,7 @@ pub(super) fn registration(
     };
     let name = if request.name_chosen { NameChoice::Exact } else { NameChoice::Near };
     let underlays = parse_list("underlays", &request.underlays)?;
-    Ok(RegisterNode { node, name, underlays })
+    Ok(RegisterNode { node, name, underlays, token })
 }
 
 /// What every IPv4 host must take (RFC 791, section 3.1).

@@ -17,6 +17,7 @@ mod membership;
 mod random;
 mod session;
 mod status;
+mod tokens;
 mod trust;
 
 use std::{
@@ -58,7 +59,7 @@ use crate::{
         },
         tls,
     },
-    engine::cluster::{Cluster, Command, Event, Outcome, Secrets, State},
+    engine::cluster::{Cluster, Command, Event, Outcome, Secrets, State, TokenUse},
     types::{Network, Node, NodeId, Role},
 };
 
@@ -141,7 +142,8 @@ impl Manager {
             root: trust.root().clone(),
         };
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
-        let worker_token = trust.token(Role::Worker);
+        let generation = log.read(|state| state.token_generation(Role::Worker));
+        let worker_token = trust.token(Role::Worker, generation);
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
@@ -358,11 +360,12 @@ async fn register_first(
     };
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
     let request = founding.node.clone();
-    let register = membership::registration(request, Role::Manager, founding.data_port);
+    let (role, port) = (Role::Manager, founding.data_port);
+    let register = membership::registration(request, role, port, TokenUse::Founding);
     let register = Command::RegisterNode(register.map_err(refused)?);
     match log.propose(register).await?.1 {
         Outcome::Node(node) => Ok(node),
-        Outcome::Done | Outcome::Network(_) | Outcome::Endpoint(_) => {
+        Outcome::Done | Outcome::Generation(_) | Outcome::Network(_) | Outcome::Endpoint(_) => {
             bail!("registering gave no node")
         }
     }

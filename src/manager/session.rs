@@ -178,14 +178,8 @@ impl SessionTask {
                 }
                 () = sleep_until(next_delta), if due && next_delta > Instant::now() => {}
                 _ = bookmarks.tick() => {
-                    if let Some((position, digests)) = shared.dispatcher.take_bookmark(handle) {
-                        let Position { epoch, revision } = position;
-                        let scopes = scope_digests(&digests);
-                        let bookmark = Bookmark { epoch, revision, scopes };
-                        let bookmark = message(manager_message::Message::Bookmark(bookmark));
-                        if timeout(SEND_TIMEOUT, self.outbound.send(bookmark)).await.is_err() {
-                            return Ended::Silent;
-                        }
+                    if !self.send_bookmark(handle).await {
+                        return Ended::Silent;
                     }
                 }
                 () = sleep_until(heard + SILENCE) => return Ended::Silent,
@@ -226,6 +220,17 @@ impl SessionTask {
             Some(snapshot) => self.send_snapshot(snapshot).await,
             None => false,
         }
+    }
+
+    /// Sends a bookmark if one is due; tells whether the stream goes on.
+    async fn send_bookmark(&self, handle: &SessionHandle) -> bool {
+        let Some((position, digests)) = self.shared.dispatcher.take_bookmark(handle) else {
+            return true;
+        };
+        let Position { epoch, revision } = position;
+        let bookmark = Bookmark { epoch, revision, scopes: scope_digests(&digests) };
+        let bookmark = message(manager_message::Message::Bookmark(bookmark));
+        timeout(SEND_TIMEOUT, self.outbound.send(bookmark)).await.is_ok()
     }
 
     async fn send_snapshot(&self, snapshot: Snapshot) -> bool {

@@ -33,13 +33,18 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::VniTaken { .. }
         | Refusal::AddressInUse { .. } => Code::AlreadyExists,
         Refusal::TooMany { .. }
+        | Refusal::TooManyTokens
         | Refusal::SubnetsExhausted { .. }
         | Refusal::VnisExhausted
         | Refusal::AddressesExhausted { .. } => Code::ResourceExhausted,
         Refusal::ClusterExists | Refusal::NoCluster | Refusal::NetworkInUse { .. } => {
             Code::FailedPrecondition
         }
-        Refusal::NotYours { .. } => Code::PermissionDenied,
+        Refusal::NotYours { .. }
+        | Refusal::TokenUnknown
+        | Refusal::TokenRotated
+        | Refusal::TokenExpired
+        | Refusal::TokenUsedUp => Code::PermissionDenied,
         Refusal::PoolUnusable { .. }
         | Refusal::Ambiguous { .. }
         | Refusal::LabelsTooLarge

@@ -134,30 +134,32 @@ impl Trust {
         Ok(certificate.der().clone())
     }
 
-    /// Returns the standing token of a role.
-    pub fn token(&self, role: Role) -> JoinToken {
+    /// Returns the standing token of a role: the first, or that after so many rotations.
+    pub fn token(&self, role: Role, generation: u64) -> JoinToken {
         let role = match role {
             Role::Manager => b"manager".as_slice(),
             Role::Worker => b"worker".as_slice(),
         };
-        let generation = GENERATION.to_be_bytes();
+        let generation = generation.to_be_bytes();
         let info = [b"overlay join token 1".as_slice(), role, &generation];
         let secret = derive(&self.token_key, &info);
         JoinToken { digest: root_digest(&self.root), secret: Zeroizing::new(secret) }
     }
 
-    /// Returns the role that a token's secret gives, if any. Both are compared in constant time.
-    pub fn role_of(&self, secret: &[u8; 16]) -> Option<Role> {
-        let is = |role| {
-            let standing = self.token(role).secret;
-            constant_time::verify_slices_are_equal(standing.as_slice(), secret).is_ok()
-        };
-        let (worker, manager) = (is(Role::Worker), is(Role::Manager));
-        match (worker, manager) {
-            (_, true) => Some(Role::Manager),
-            (true, false) => Some(Role::Worker),
-            (false, false) => None,
+    /// Returns whose standing token has this secret, and its generation, which is `newest` of the
+    /// role or one of a few before. All are compared in constant time.
+    pub fn standing(&self, secret: &[u8; 16], newest: impl Fn(Role) -> u64) -> Option<(Role, u64)> {
+        let mut found = None;
+        for role in [Role::Worker, Role::Manager] {
+            let newest = newest(role);
+            for generation in newest.saturating_sub(REMEMBERED).max(1)..=newest {
+                let standing = self.token(role, generation).secret;
+                if constant_time::verify_slices_are_equal(standing.as_slice(), secret).is_ok() {
+                    found = Some((role, generation));
+                }
+            }
         }
+        found
     }
 
     /// Returns keys of nobody in the epochs of every pair's, the newest first.
@@ -247,8 +249,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const ROOT_LIFE: Duration = DAY.saturating_mul(20 * 365);
 const NODE_LIFE: Duration = DAY.saturating_mul(30);
 const BACKDATED: Duration = Duration::from_secs(3600);
-/// Of the standing tokens.
-const GENERATION: u64 = 1;
+/// Older tokens than these are no more than wrong: telling them apart is a kindness.
+const REMEMBERED: u64 = 16;
 /// Of the cluster secret.
 const FIRST_EPOCH: u32 = 1;
 
@@ -257,15 +259,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_tell_roles_and_clusters_apart() {
+    fn tokens_tell_roles_generations_and_clusters_apart() {
         let (one, other) = (Trust::new([1; 16]).unwrap(), Trust::new([1; 16]).unwrap());
-        let (worker, manager) = (one.token(Role::Worker), one.token(Role::Manager));
-        assert_eq!(one.token(Role::Worker), worker, "a standing token stays");
-        assert_eq!(one.role_of(&worker.secret), Some(Role::Worker));
-        assert_eq!(one.role_of(&manager.secret), Some(Role::Manager));
-        assert_eq!(other.role_of(&worker.secret), None);
-        assert_eq!(one.role_of(&[0; 16]), None);
-        assert_ne!(worker.digest, other.token(Role::Worker).digest);
+        let (worker, manager) = (one.token(Role::Worker, 1), one.token(Role::Manager, 1));
+        assert_eq!(one.token(Role::Worker, 1), worker, "a standing token stays");
+        let first = |_| 1;
+        assert_eq!(one.standing(&worker.secret, first), Some((Role::Worker, 1)));
+        assert_eq!(one.standing(&manager.secret, first), Some((Role::Manager, 1)));
+        assert_eq!(other.standing(&worker.secret, first), None);
+        assert_eq!(one.standing(&[0; 16], first), None);
+        assert_ne!(worker.digest, other.token(Role::Worker, 1).digest);
+
+        let second = one.token(Role::Worker, 2).secret;
+        assert_ne!(second, worker.secret);
+        assert_eq!(one.standing(&second, first), None, "it is not yet");
+        assert_eq!(one.standing(&worker.secret, |_| 17), Some((Role::Worker, 1)));
+        assert_eq!(one.standing(&worker.secret, |_| 18), None, "it is forgotten");
     }
 
     #[test]
@@ -286,7 +295,7 @@ mod tests {
         let again = Trust::open([1; 16], &secrets, &key).unwrap();
         let [a, b] = [1, 2].map(NodeId::from_u128);
         assert_eq!(again.root(), trust.root());
-        assert_eq!(again.token(Role::Worker), trust.token(Role::Worker));
+        assert_eq!(again.token(Role::Worker, 3), trust.token(Role::Worker, 3));
         assert!(again.pair_keys(a, b) == trust.pair_keys(a, b));
         assert!(Trust::open([2; 16], &secrets, &key).is_err(), "of another cluster");
         let other = ManagerKey::create(other.path()).unwrap();

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use overlay::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, Outcome, Refusal,
-        RegisterNode, Secrets, State,
+        RegisterNode, Secrets, State, TokenUse,
     },
     manager::log::{Log, LogFile, OpenError, ProposeError, Snapshots, Stopped},
     types::{
@@ -172,7 +172,8 @@ pub fn node(id: u128) -> Command {
         labels: BTreeMap::new(),
     };
     let underlays = vec!["10.0.0.0/24".parse().unwrap()];
-    Command::RegisterNode(RegisterNode { node, name: NameChoice::Exact, underlays })
+    let token = TokenUse::Standing { generation: 1 };
+    Command::RegisterNode(RegisterNode { node, name: NameChoice::Exact, underlays, token })
 }
 
 pub fn network(id: u128) -> Command {

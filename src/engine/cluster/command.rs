@@ -9,9 +9,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::secrets::Secrets;
+use super::{
+    secrets::Secrets,
+    token::{CreateToken, TokenUse},
+};
 use crate::types::{
-    Availability, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Vni,
+    Availability, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Role,
+    Vni,
 };
 
 /// One entry of the log.
@@ -26,6 +30,15 @@ pub enum Command {
     },
     /// Takes a node in.
     RegisterNode(RegisterNode),
+    /// Makes a token with an end.
+    CreateToken(CreateToken),
+    /// Has the standing token of a role take the place of the one before.
+    RotateToken {
+        /// The role.
+        role: Role,
+        /// The proposer's clock, in seconds since 1970.
+        now_s: u64,
+    },
     /// Notes whether a node is heard.
     SetNodeStatus {
         /// Which node.
@@ -76,6 +89,8 @@ pub struct RegisterNode {
     pub name: NameChoice,
     /// The networks of its host, which automatic subnets leave out.
     pub underlays: Vec<IpNet>,
+    /// What lets it in.
+    pub token: TokenUse,
 }
 
 /// See [`Command::UpdateNode`].
@@ -154,6 +169,8 @@ pub struct CreateEndpoint {
 pub enum Outcome {
     /// It is done.
     Done,
+    /// Which standing token lets in now, from 1.
+    Generation(u64),
     /// The node as registered.
     Node(Node),
     /// The network as made.

@@ -18,6 +18,8 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_LABEL_BYTES: usize = 16_384;
 /// Subnets that one node may report as its underlay; further ones are not looked at.
 pub const MAX_UNDERLAYS: usize = 64;
+/// Join tokens with an end. More are hardly meant, and a standing one does for many nodes.
+pub const MAX_TOKENS: usize = 1024;
 /// What `--mtu` takes: 576 is what every IPv4 host must receive (RFC 791, section 3.1); the upper
 /// end leaves room for the envelope in the largest datagram.
 pub const MTU_RANGE: RangeInclusive<u16> = 576..=65_407;

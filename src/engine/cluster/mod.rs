@@ -22,6 +22,7 @@ mod serial;
 mod subnet;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,8 +39,9 @@ pub use self::{
     refusal::{Kind, Refusal},
     scope::Scope,
     secrets::Secrets,
+    token::{CreateToken, TokenHash, TokenUse},
 };
-use self::{network::NetworkEntry, serial::Serial};
+use self::{network::NetworkEntry, serial::Serial, token::Tokens};
 use crate::types::{
     Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Position, Revision,
 };
@@ -57,6 +59,8 @@ pub struct State {
     network_names: BTreeMap<Name, NetworkId>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
     node_endpoints: BTreeMap<NodeId, BTreeSet<EndpointId>>,
+    #[serde(default)]
+    tokens: Tokens,
 }
 
 /// The cluster's settings, and what is handed out cluster-wide.
@@ -81,6 +85,8 @@ impl State {
         match command {
             Command::CreateCluster { cluster, secrets } => self.create_cluster(cluster, secrets),
             Command::RegisterNode(register) => self.register_node(register),
+            Command::CreateToken(create) => self.create_token(create),
+            Command::RotateToken { role, now_s } => self.rotate_token(role, now_s),
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
             Command::UpdateNode(update) => self.update_node(update),
             Command::RemoveNode(node) => self.remove_node(node),

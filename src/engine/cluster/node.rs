@@ -11,8 +11,9 @@ impl State {
     /// A node that was a member before and is not heard any more comes back as a new one: its old
     /// self goes, with the endpoints that died with it.
     pub(super) fn register_node(&mut self, register: RegisterNode) -> Result<Applied, Refusal> {
-        let RegisterNode { mut node, name, mut underlays } = register;
+        let RegisterNode { mut node, name, mut underlays, token } = register;
         self.founded()?;
+        self.check_token(&token, &node)?;
         check_labels(&node.labels)?;
         if self.nodes.contains_key(&node.id) {
             return Err(Refusal::IdUsed { kind: Kind::Node });
@@ -28,6 +29,7 @@ impl State {
         }
         node.name = self.free_node_name(&node, name, former)?;
 
+        self.use_token(token, &node);
         let mut events = match former {
             Some(former) => self.remove_node(former)?.events,
             None => Vec::new(),
@@ -48,6 +50,9 @@ impl State {
         let node = self.nodes.get_mut(&id).ok_or_else(|| unknown(Kind::Node, id))?;
         let changed = node.status != status;
         node.status = status;
+        if status == NodeStatus::Ready {
+            self.end_token_use(id);
+        }
         let events = changed.then_some(Event::NodeStatusChanged(id, status)).into_iter().collect();
         Ok(Applied { outcome: Outcome::Done, events })
     }
@@ -73,6 +78,7 @@ impl State {
         let node = self.nodes.remove(&id).ok_or_else(|| unknown(Kind::Node, id))?;
         self.node_names.remove(&node.name);
         self.underlays.remove(&id);
+        self.end_token_use(id);
         let endpoints = self.node_endpoints.remove(&id).unwrap_or_default();
         let mut events: Vec<Event> = Vec::with_capacity(endpoints.len() + 1);
         for endpoint in endpoints {

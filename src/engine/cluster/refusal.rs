@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::limits::{MAX_ALIASES, MAX_LABEL_BYTES, MAX_LABELS, MTU_RANGE};
+use super::limits::{MAX_ALIASES, MAX_LABEL_BYTES, MAX_LABELS, MAX_TOKENS, MTU_RANGE};
 use crate::types::{Name, Vni};
 
 /// A kind of object, as sentences and commands call it.
@@ -58,6 +58,26 @@ pub enum Refusal {
     NoLabel { node: Name, key: String },
     #[error("this node is a member already, as node {name}; leave it so, or end that daemon first")]
     KeyInUse { name: Name },
+    #[error(
+        "the token's secret is wrong; take a token from a manager with 'overlayctl join-token worker'"
+    )]
+    TokenUnknown,
+    #[error(
+        "the token was rotated; take the new one from a manager with 'overlayctl join-token worker'"
+    )]
+    TokenRotated,
+    #[error(
+        "the token has expired; take another from a manager with 'overlayctl join-token worker'"
+    )]
+    TokenExpired,
+    #[error(
+        "the token is used up; take another from a manager with 'overlayctl join-token worker'"
+    )]
+    TokenUsedUp,
+    #[error(
+        "the cluster has {MAX_TOKENS} tokens made with --ttl or --uses, which is the most it keeps; use the standing one, or wait until some end"
+    )]
+    TooManyTokens,
 
     #[error("subnet {given} is not a network address; use {network}")]
     NotNetworkAddress { given: IpNet, network: IpNet },

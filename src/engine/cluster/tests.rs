@@ -93,7 +93,8 @@ fn register(id: u128) -> RegisterNode {
         version: "0.1.0".into(),
         labels: BTreeMap::new(),
     };
-    RegisterNode { node, name: NameChoice::Exact, underlays: Vec::new() }
+    let token = TokenUse::Standing { generation: 1 };
+    RegisterNode { node, name: NameChoice::Exact, underlays: Vec::new(), token }
 }
 
 fn net(id: u128) -> CreateNetwork {
@@ -362,7 +363,7 @@ fn node_names_are_unique_and_a_returning_node_replaces_itself() {
     log.endpoint(end(1, 1, 1));
     let again = |id: u128, key: u8, name: NameChoice| {
         let node = Node { id: NodeId::from_u128(id), public_key: [key; 32], ..register(1).node };
-        Command::RegisterNode(RegisterNode { node, name, underlays: Vec::new() })
+        Command::RegisterNode(RegisterNode { node, name, ..register(1) })
     };
     assert_eq!(
         log.refused(again(2, 2, NameChoice::Exact)),
@@ -386,6 +387,125 @@ fn node_names_are_unique_and_a_returning_node_replaces_itself() {
         other => panic!("{other:?}"),
     }
     assert_eq!(log.state.endpoints().count(), 0);
+}
+
+fn limited(number: u8, expires_at_s: Option<u64>, uses: Option<u32>) -> Command {
+    let hash = TokenHash([number; 32]);
+    Command::CreateToken(CreateToken { hash, role: Role::Worker, expires_at_s, uses, now_s: 100 })
+}
+
+/// A node that comes by limited token `number`.
+fn by_limited(id: u128, number: u8, now_s: u64) -> Command {
+    let token = TokenUse::Limited { hash: TokenHash([number; 32]), now_s };
+    Command::RegisterNode(RegisterNode { token, ..register(id) })
+}
+
+#[test]
+fn a_rotated_token_is_refused_and_puts_nobody_out() {
+    let mut log = Log::new();
+    let node = log.node(1);
+    let rotated = log.apply(Command::RotateToken { role: Role::Worker, now_s: 0 }).unwrap();
+    assert_eq!(rotated.outcome, Outcome::Generation(2));
+    assert!(log.state.node(node).is_some());
+    assert_eq!(
+        log.refused(Command::RegisterNode(register(2))),
+        "the token was rotated; take the new one from a manager with 'overlayctl join-token worker'"
+    );
+    let token = TokenUse::Standing { generation: 2 };
+    log.apply(Command::RegisterNode(RegisterNode { token, ..register(2) })).unwrap();
+    assert_eq!(log.state.token_generation(Role::Manager), 1, "the other role's stays");
+}
+
+#[test]
+fn a_used_up_token_is_refused_and_a_failed_join_uses_nothing() {
+    let mut log = Log::new();
+    log.node(1);
+    log.apply(limited(7, None, Some(2))).unwrap();
+    let Command::RegisterNode(taken) = by_limited(2, 7, 100) else { unreachable!("it registers") };
+    let name = "n1".parse().unwrap();
+    let taken = RegisterNode { node: Node { name, ..taken.node.clone() }, ..taken };
+    let refused = log.refused(Command::RegisterNode(taken));
+    assert!(refused.starts_with("the name n1 is taken"), "{refused}");
+    log.apply(by_limited(2, 7, 100)).unwrap();
+    log.apply(by_limited(3, 7, 100)).unwrap();
+    let used_up =
+        "the token is used up; take another from a manager with 'overlayctl join-token worker'";
+    assert_eq!(log.refused(by_limited(4, 7, 100)), used_up);
+    assert_eq!(
+        log.refused(by_limited(4, 8, 100)),
+        "the token's secret is wrong; take a token from a manager with 'overlayctl join-token worker'"
+    );
+    let Command::RegisterNode(manager) = by_limited(4, 7, 100) else {
+        unreachable!("it registers")
+    };
+    let node = Node { role: Role::Manager, ..manager.node };
+    let refused = log.refused(Command::RegisterNode(RegisterNode { node, ..manager }));
+    assert!(refused.starts_with("the token's secret is wrong"), "a worker's token: {refused}");
+}
+
+#[test]
+fn an_expired_token_is_refused_and_swept_by_the_next_change_of_tokens() {
+    let mut log = Log::new();
+    log.apply(limited(7, Some(200), None)).unwrap();
+    log.apply(by_limited(1, 7, 199)).unwrap();
+    let expired =
+        "the token has expired; take another from a manager with 'overlayctl join-token worker'";
+    assert_eq!(log.refused(by_limited(2, 7, 200)), expired);
+    log.apply(Command::RotateToken { role: Role::Worker, now_s: 199 }).unwrap();
+    assert_eq!(log.refused(by_limited(2, 7, 200)), expired);
+    log.apply(Command::RotateToken { role: Role::Worker, now_s: 200 }).unwrap();
+    assert!(log.refused(by_limited(2, 7, 200)).starts_with("the token's secret is wrong"));
+}
+
+#[test]
+fn the_same_node_asks_again_with_the_same_use_until_it_is_heard() {
+    let mut log = Log::new();
+    log.apply(limited(7, None, Some(1))).unwrap();
+    log.apply(by_limited(1, 7, 100)).unwrap();
+    // Its answer was lost: it comes again with its key, and gets another id.
+    let again = |id: u128| {
+        let Command::RegisterNode(register) = by_limited(1, 7, 100) else {
+            unreachable!("it registers")
+        };
+        let node = Node { id: NodeId::from_u128(id), ..register.node };
+        Command::RegisterNode(RegisterNode { node, ..register })
+    };
+    log.apply(again(11)).unwrap();
+    let nodes: Vec<u128> = log.state.nodes().map(|node| node.id.as_u128()).collect();
+    assert_eq!(nodes, [11], "it is one node");
+    assert!(log.refused(by_limited(2, 7, 100)).starts_with("the token is used up"));
+
+    let status = |status| Command::SetNodeStatus { node: NodeId::from_u128(11), status };
+    log.apply(status(NodeStatus::Ready)).unwrap();
+    assert!(log.refused(again(12)).starts_with("the token is used up"));
+    log.apply(status(NodeStatus::Down)).unwrap();
+    assert!(log.refused(again(12)).starts_with("the token is used up"), "it had its answer");
+}
+
+#[test]
+fn limited_tokens_are_bounded_and_the_ended_ones_make_room() {
+    let mut log = Log::new();
+    let token = |number: u16, expires_at_s, uses, now_s| {
+        let mut hash = [0; 32];
+        hash[..2].copy_from_slice(&number.to_be_bytes());
+        let hash = TokenHash(hash);
+        Command::CreateToken(CreateToken { hash, role: Role::Worker, expires_at_s, uses, now_s })
+    };
+    for number in 0..1024 {
+        let end = (number == 0).then_some(200);
+        log.apply(token(number, end, Some(1), 100)).unwrap();
+    }
+    assert_eq!(
+        log.refused(token(1024, None, None, 199)),
+        "the cluster has 1024 tokens made with --ttl or --uses, which is the most it keeps; use the standing one, or wait until some end"
+    );
+    log.apply(token(1024, None, None, 200)).unwrap();
+    log.refused(token(1025, None, None, 200));
+    let mut hash = [0; 32];
+    hash[1] = 1;
+    let use_it = TokenUse::Limited { hash: TokenHash(hash), now_s: 200 };
+    log.apply(Command::RegisterNode(RegisterNode { token: use_it, ..register(1) })).unwrap();
+    log.apply(token(1025, None, None, 200)).unwrap();
 }
 
 /// The keys of a pair, recognisable.
@@ -450,6 +570,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1..5u128).prop_map(|id| Command::RemoveNetwork(NetworkId::from_u128(id))),
         1 => (1..5u128).prop_map(|id| Command::RemoveNode(NodeId::from_u128(id))),
         1 => (1..5u128).prop_map(|id| Command::RegisterNode(register(id))),
+        1 => (1..5u128, 1..3u8).prop_map(|(id, token)| by_limited(id, token, 100)),
+        1 => (1..3u8).prop_map(|number| limited(number, None, Some(2))),
         1 => (1..5u128, any::<bool>()).prop_map(|(id, ready)| Command::SetNodeStatus {
             node: NodeId::from_u128(id),
             status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
@@ -530,6 +652,9 @@ proptest! {
     ) {
         let mut log = Log::new();
         log.network(CreateNetwork { ipv6: Ipv6::Automatic, vni: Vni::new(7), ..net(9) });
+        log.apply(limited(7, Some(200), Some(2))).unwrap();
+        log.apply(by_limited(1, 7, 100)).unwrap();
+        log.apply(Command::RotateToken { role: Role::Manager, now_s: 0 }).unwrap();
         for command in commands {
             let command = aimed(&log.state, command);
             let json = serde_json::to_vec(&command).unwrap();

@@ -7,7 +7,7 @@ use redb::backends::InMemoryBackend;
 use super::*;
 use crate::{
     engine::cluster::{
-        Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode,
+        Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode, TokenUse,
     },
     engine::membership::{Replica, Table},
     manager::{Log, LogFile, manager_key::ManagerKey, start_log},
@@ -133,7 +133,9 @@ fn register(id: u8) -> Command {
         version: String::new(),
         labels: BTreeMap::new(),
     };
-    Command::RegisterNode(RegisterNode { node, name: NameChoice::Exact, underlays: Vec::new() })
+    let token = TokenUse::Standing { generation: 1 };
+    let underlays = Vec::new();
+    Command::RegisterNode(RegisterNode { node, name: NameChoice::Exact, underlays, token })
 }
 
 #[tokio::test]
