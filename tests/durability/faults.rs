@@ -1,5 +1,8 @@
 //! A disk that fails once and then works again: the log stays stopped, says so, and is read on.
 
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
 use overlay::{
     engine::cluster::Command,
     manager::log::{Log, ProposeError, Stopped},
@@ -74,7 +77,7 @@ async fn what_waits_when_the_log_stops_is_told_too() {
     disk.plan(0, Fault::Error(EIO));
     // More than can wait: the last ones are still on their way in.
     let all = (0..1000u128).map(|id| log.propose(network(2000 + id)));
-    for answer in futures_util::future::join_all(all).await {
+    for answer in join_all(all).await {
         assert!(matches!(answer, Err(ProposeError::Stopped(Stopped::Failed { .. }))), "{answer:?}");
     }
 }
@@ -101,4 +104,25 @@ async fn a_command_that_no_snapshot_should_hold_is_refused_before_the_log() {
     let revision = log.propose(Command::RemoveNetwork(NetworkId::from_u128(1))).await;
     assert!(matches!(revision, Err(ProposeError::Refused(_))));
     assert_eq!(log.read(|state| state.revision()), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_proposes_at_the_moment_of_the_stop_is_told_too() {
+    let rounds = std::env::var("STOP_ROUNDS").map_or(2000, |text| text.parse().unwrap());
+    for round in 0..rounds {
+        let disk = Disk::default();
+        let log = Arc::new(create(&disk));
+        disk.plan(4 + round % 8, Fault::Error(EIO));
+        let proposers = (0..8u128).map(|id| {
+            let log = log.clone();
+            tokio::spawn(async move {
+                let stopped = |answer: &Result<_, ProposeError>| {
+                    matches!(answer, Err(ProposeError::Stopped(_)))
+                };
+                while !stopped(&log.propose(network(id)).await) {}
+            })
+        });
+        let all = tokio::time::timeout(Duration::from_secs(20), join_all(proposers)).await;
+        assert!(all.is_ok(), "round {round}: a proposal has no answer");
+    }
 }

@@ -46,13 +46,25 @@ pub(super) struct Proposal {
     pub answer: oneshot::Sender<Result<(Revision, Outcome), Refusal>>,
 }
 
+/// What waits for the writer. However the writer ends, whoever proposes hears of it: a receiver that
+/// is merely dropped may leave a proposal behind that was on its way in, and nobody answers that.
+struct Waiting(mpsc::Receiver<Proposal>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.close();
+        // Without a value only when everything on its way has come in.
+        while self.0.blocking_recv().is_some() {}
+    }
+}
+
 pub(super) struct WriterThread {
     common: Arc<Common>,
     database: Database,
     grown: Grown,
     snapshots: Snapshots,
     watcher: Watcher,
-    proposals: mpsc::Receiver<Proposal>,
+    proposals: Waiting,
 }
 
 impl WriterThread {
@@ -64,13 +76,13 @@ impl WriterThread {
         watcher: Watcher,
         proposals: mpsc::Receiver<Proposal>,
     ) -> Self {
-        Self { common, database, grown, snapshots, watcher, proposals }
+        Self { common, database, grown, snapshots, watcher, proposals: Waiting(proposals) }
     }
 
     /// Writes until nobody can propose, or writing fails.
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(MAX_WAITING);
-        while self.proposals.blocking_recv_many(&mut batch, MAX_WAITING) > 0 {
+        while self.proposals.0.blocking_recv_many(&mut batch, MAX_WAITING) > 0 {
             if let Err(failure) = self.write(&mut batch) {
                 // What is left of the batch goes after the reason is known.
                 self.stop(failure);
