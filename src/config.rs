@@ -45,6 +45,12 @@ pub struct Flags {
     /// After how long sessions' keys are renewed, 1s to 120s [default: 120s]
     #[arg(long, value_name = "TIME")]
     rekey_interval: Option<String>,
+    /// Start from a backup, in an empty state folder
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
+    /// The file with the backup's passphrase
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// What `overlayd` runs with.
@@ -62,6 +68,8 @@ pub struct Settings {
     pub offloads: Offloads,
     /// After how long sessions' keys are renewed.
     pub rekey_interval: Duration,
+    /// The backup to start from, and its passphrase's file.
+    pub restore: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Settings {
@@ -122,6 +130,8 @@ impl Settings {
                     interval.ok_or_else(|| "use a time from 1s to 120s".to_owned())
                 },
             )?,
+            // Said once by whoever starts it, so no setting.
+            restore: flags.restore.clone().map(|file| (file, flags.passphrase_file.clone())),
         })
     }
 }

@@ -12,7 +12,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use anyhow::Context as _;
@@ -29,15 +32,16 @@ use super::{
 };
 use crate::{
     api::proto::{
-        AttachRequest, AttachResponse, AwaitAcknowledgedRequest, CreateEndpointRequest,
-        LocalEndpoint, RemoveEndpointRequest, attachment_client::AttachmentClient,
+        AdoptEndpointsRequest, AttachRequest, AttachResponse, AwaitAcknowledgedRequest,
+        CreateEndpointRequest, LocalEndpoint, RemoveEndpointRequest,
+        attachment_client::AttachmentClient,
     },
     engine::{
         cluster::{Kind, resolve},
         membership::Table,
     },
     io::netns::NamespaceId,
-    types::{Endpoint, EndpointId, Network, Node},
+    types::{Endpoint, EndpointId, Network, Node, Position},
 };
 
 /// All of them.
@@ -49,6 +53,8 @@ pub struct Attachments {
     watch: Arc<EndWatch>,
     table: watch::Receiver<Arc<Table>>,
     held: Mutex<BTreeMap<EndpointId, EndpointRecord>>,
+    /// The newest epoch whose manager heard what this node has.
+    reported: AtomicU64,
     /// Held while an endpoint is made or ended, so that one is never undone by another's cleaning.
     turn: AsyncMutex<()>,
 }
@@ -74,7 +80,8 @@ impl Attachments {
         table: watch::Receiver<Arc<Table>>,
     ) -> Self {
         let (held, turn) = (Mutex::default(), AsyncMutex::default());
-        Self { node, manager, dataplane, records, watch, table, held, turn }
+        let reported = AtomicU64::new(table.borrow().epoch);
+        Self { node, manager, dataplane, records, watch, table, held, reported, turn }
     }
 
     /// Takes the devices of the endpoints that the process before left. Those whose container has
@@ -159,8 +166,9 @@ impl Attachments {
         let endpoint: Endpoint = created.endpoint.ok_or_else(bent)?.try_into()?;
         let network: Network = created.network.ok_or_else(bent)?.try_into()?;
         let (id, network_id, revision) = (endpoint.id, network.id, created.revision);
+        let position = Position { epoch: created.epoch, revision };
         let mut record =
-            EndpointRecord { endpoint, network, revision, target, namespace, interface: None };
+            EndpointRecord { endpoint, network, position, target, namespace, interface: None };
         if let Err(error) = self.make(&mut record, &request).await {
             self.remove(id).await;
             self.forget(id);
@@ -312,6 +320,7 @@ impl Attachments {
     pub async fn reconcile(&self) {
         let _turn = self.turn.lock().await;
         let table = self.table.borrow().clone();
+        self.report(table.epoch).await;
         let own = table.endpoints.values().filter(|endpoint| endpoint.node == self.node.id);
         for endpoint in own {
             if !self.held().contains_key(&endpoint.id) {
@@ -319,7 +328,8 @@ impl Attachments {
             }
         }
         let ended = |record: &&EndpointRecord| {
-            record.revision <= table.revision && !table.endpoints.contains_key(&record.endpoint.id)
+            record.position <= table.position()
+                && !table.endpoints.contains_key(&record.endpoint.id)
         };
         let ended: Vec<EndpointRecord> = self.held().values().filter(ended).cloned().collect();
         for EndpointRecord { endpoint, .. } in ended {
@@ -327,6 +337,52 @@ impl Attachments {
             if let Err(error) = self.end(endpoint.id).await {
                 warn!(error = format!("{error:#}"), "its interface stays");
             }
+        }
+    }
+
+    /// Tells the manager of a new epoch what this node has: what a recovery lost is taken in again, or
+    /// ends here.
+    async fn report(&self, epoch: u64) {
+        let before = self.reported.swap(epoch, Relaxed);
+        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
+        let of_before = records.iter().any(|record| record.position.epoch < epoch);
+        // A node that is new in its first epoch has nothing to say.
+        if before == epoch || (before == 0 && !of_before) {
+            return;
+        }
+        let endpoints = records.iter().map(|record| (&record.endpoint).into()).collect();
+        let adopted = match self.manager.channel() {
+            Ok(channel) => {
+                let request = AdoptEndpointsRequest { endpoints };
+                AttachmentClient::new(channel).adopt_endpoints(request).await
+            }
+            Err(status) => Err(status),
+        };
+        let adopted = match adopted {
+            Ok(adopted) => adopted.into_inner(),
+            Err(status) => {
+                warn!(error = status.message(), "the manager does not know what this node has");
+                self.reported.store(before, Relaxed);
+                return;
+            }
+        };
+        let position = Position { epoch: adopted.epoch, revision: adopted.revision };
+        for record in records {
+            let id = record.endpoint.id.to_bytes();
+            let refused = adopted.not_adopted.iter().find(|refused| refused.endpoint == id);
+            if let Some(refused) = refused {
+                let endpoint = &record.endpoint.name;
+                warn!(%endpoint, why = refused.why, "lost with the cluster's newest entries");
+                if let Err(error) = self.end(record.endpoint.id).await {
+                    warn!(error = format!("{error:#}"), "its interface stays");
+                }
+                continue;
+            }
+            let record = EndpointRecord { position, ..record };
+            if let Err(error) = self.put(&record) {
+                warn!(error = format!("{error:#}"), "the record of an endpoint is old");
+            }
+            self.held().insert(record.endpoint.id, record);
         }
     }
 

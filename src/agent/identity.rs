@@ -72,7 +72,8 @@ impl fmt::Display for Identity {
     }
 }
 
-const FILE: &str = "identity.key";
+/// The private key's file.
+pub(super) const FILE: &str = "identity.key";
 
 #[cfg(test)]
 mod tests {

@@ -39,8 +39,9 @@ use crate::{
     api::{
         DEFAULT_PORT, Ending, Founded, Founding, JoinToken, Reopened, Reopening, channel,
         proto::{
-            InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
-            LeaveClusterRequest, LeaveClusterResponse,
+            self, InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
+            JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse, StartEpochRequest,
+            control_client::ControlClient,
         },
         tls,
     },
@@ -180,6 +181,9 @@ impl Node {
     }
 
     async fn init_now(&self, request: InitRequest) -> Result<InitResponse, Status> {
+        if request.force_new_cluster {
+            return self.start_epoch().await;
+        }
         let mut life = self.life.lock().await;
         check_outside(&life)?;
         let (founding, data) = self.founding(&request).await?;
@@ -211,6 +215,21 @@ impl Node {
                 Err(refused(error))
             }
         }
+    }
+
+    /// Goes on with the cluster that this node manages, in a new epoch.
+    async fn start_epoch(&self) -> Result<InitResponse, Status> {
+        let member = self.manager().await?;
+        let mut control = ControlClient::new(member.manager.channel()?);
+        control.start_epoch(StartEpochRequest {}).await?;
+        let token = JoinTokenRequest { role: proto::Role::Worker.into(), ..Default::default() };
+        let token = control.join_token(token).await?.into_inner();
+        Ok(InitResponse {
+            cluster_id: member.cluster.to_vec(),
+            node: Some((&member.node).into()),
+            worker_token: token.token,
+            manager_addr: token.manager_addr,
+        })
     }
 
     /// Joins a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
@@ -269,6 +288,14 @@ impl Node {
                 Err(refused(error))
             }
         }
+    }
+
+    /// Reads the files that make this node what it is, for a backup.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn backup_files(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        self.records.backup_files()
     }
 
     /// Leaves the cluster: its containers lose their interfaces, and nothing of the membership is

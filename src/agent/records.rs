@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{StateDir, namespace::Target};
 use crate::{
-    api::tls::Credentials,
+    api::{backup::Sections, tls::Credentials},
     engine::membership::Table,
     io::netns::NamespaceId,
-    types::{Endpoint, EndpointId, Network, Node, Revision},
+    types::{Endpoint, EndpointId, Network, Node, Position},
 };
 
 /// The records of one node.
@@ -52,8 +52,8 @@ pub struct EndpointRecord {
     pub endpoint: Endpoint,
     /// Its network.
     pub network: Network,
-    /// The revision at which it was made.
-    pub revision: Revision,
+    /// Where the log stood when it was made, or taken in again.
+    pub position: Position,
     /// What leads to its namespace.
     pub target: Target,
     /// Its namespace.
@@ -115,6 +115,36 @@ impl Records {
     pub fn forget_member(&self) -> anyhow::Result<()> {
         for name in [MEMBER, TABLE, CREDENTIALS] {
             self.state.remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the files that make this node what it is, for a backup.
+    ///
+    /// # Errors
+    /// One cannot be read, or is missing.
+    pub fn backup_files(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        let read = |name: &str| {
+            let missing = || anyhow!("{} is missing", self.state.path().join(name).display());
+            Ok((name.to_owned(), self.state.read(name)?.ok_or_else(missing)?))
+        };
+        BACKED_UP.into_iter().map(read).collect()
+    }
+
+    /// Writes the files of a backup, what makes the node a member last.
+    ///
+    /// # Errors
+    /// The backup lacks one, the folder holds a member, or the disk does not take it.
+    pub fn restore(state: &StateDir, backup: &Sections) -> anyhow::Result<()> {
+        if state.read(MEMBER)?.is_some() {
+            bail!(
+                "{} holds a member of a cluster; use another --state-dir",
+                state.path().display()
+            );
+        }
+        for name in BACKED_UP {
+            let bytes = backup.get(name).with_context(|| format!("it holds no {name}"))?;
+            state.write(name, bytes)?;
         }
         Ok(())
     }
@@ -257,6 +287,8 @@ fn credentials(text: &[u8]) -> anyhow::Result<Credentials> {
     }
 }
 
+/// In the order in which they are restored.
+const BACKED_UP: [&str; 3] = [super::identity::FILE, CREDENTIALS, MEMBER];
 const VERSION: &str = "1";
 const MEMBER: &str = "member.json";
 const CREDENTIALS: &str = "node.pem";

@@ -39,6 +39,10 @@ pub struct Init {
     /// The node's name; the host's unless given
     #[arg(long)]
     name: Option<String>,
+    /// Keep the cluster that this node manages, with all its data, and go on as its only manager in a
+    /// new epoch: after a restore, or when the other managers are lost
+    #[arg(long)]
+    force_new_cluster: bool,
 }
 
 /// `overlayctl join`.
@@ -95,6 +99,7 @@ impl Init {
             address_pool: self.default_addr_pool.to_string(),
             address_pool_mask_length: self.default_addr_pool_mask_length.into(),
             name: self.name,
+            force_new_cluster: self.force_new_cluster,
         };
         let made = answer("init", client.local().await?.init(request)).await?;
         let view = InitView::new(made)?;

@@ -2,6 +2,7 @@
 //! noun; what a failure looks like is in `failure`, what answers look like in `output`.
 
 mod attach;
+mod backup;
 mod client;
 mod cluster;
 mod endpoint;
@@ -14,9 +15,9 @@ mod peers;
 mod run;
 mod stats;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::{client::Client, failure::Failure};
 
@@ -58,6 +59,13 @@ enum Command {
     Network(network::Command),
     /// Put a container on a network
     Attach(attach::Attach),
+    /// Write everything that this manager keeps to a file
+    Backup(backup::Backup),
+    /// Print completions for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Take this node out of its cluster
     Leave(leave::Leave),
     /// Take a container off a network
@@ -100,6 +108,10 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Init(init) => init.execute(client, format).await?,
         Command::Join(join) => join.execute(client, format).await?,
         Command::JoinToken(token) => token.execute(client, format).await?,
+        Command::Backup(backup) => backup.execute(client, format).await?,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "overlayctl", &mut io::stdout());
+        }
         Command::Leave(leave) => leave.execute(client, format).await?,
         Command::Info => cluster::info(client, format).await?,
         Command::Node(command) => command.execute(client, format).await?,
@@ -116,8 +128,6 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -163,6 +173,9 @@ mod tests {
         check("node inspect self --json");
         check("node update n2 --availability drain --label-add disk=ssd --label-rm old");
         check("node rm --force n2 n3");
+        check("backup /tmp/b --passphrase-file /tmp/p");
+        check("completion bash");
+        check("init --force-new-cluster");
         check("leave --force");
         check("join-token worker --rotate");
         check("join-token worker --ttl 1h --uses 3");

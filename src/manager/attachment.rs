@@ -5,17 +5,18 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, random, status};
+use super::{Shared, log::ProposeError, random, status};
 use crate::{
     api::{
         parse_id, parse_list, parse_text,
         proto::{
-            self, AwaitAcknowledgedRequest, AwaitAcknowledgedResponse, CreateEndpointRequest,
-            CreateEndpointResponse, RemoveEndpointRequest, RemoveEndpointResponse,
+            self, AdoptEndpointsRequest, AdoptEndpointsResponse, AwaitAcknowledgedRequest,
+            AwaitAcknowledgedResponse, CreateEndpointRequest, CreateEndpointResponse, NotAdopted,
+            RemoveEndpointRequest, RemoveEndpointResponse,
         },
     },
     engine::cluster::{Command, CreateEndpoint, Outcome, State},
-    types::{NetworkId, NodeId},
+    types::{Endpoint, NetworkId, NodeId, Position},
 };
 
 /// The service.
@@ -33,6 +34,7 @@ impl proto::attachment_server::Attachment for Attachment {
     ) -> Answer<CreateEndpointResponse> {
         let node = self.shared.member(&request)?.id;
         let request = request.into_inner();
+        self.shared.recovery.settled().await;
         let network = self.shared.network(&request.network)?;
         let name = request.name.as_deref().map(|name| parse_text("name", name)).transpose()?;
         let create = CreateEndpoint {
@@ -52,6 +54,7 @@ impl proto::attachment_server::Attachment for Attachment {
             endpoint: Some((&endpoint).into()),
             network: Some((&network).into()),
             revision,
+            epoch: self.shared.log.read(|state| state.position().epoch),
         }))
     }
 
@@ -64,6 +67,28 @@ impl proto::attachment_server::Attachment for Attachment {
         let removed = self.shared.log.propose(Command::RemoveEndpoint { endpoint, node }).await;
         let (revision, _) = removed.map_err(status::of_proposal)?;
         Ok(Response::new(RemoveEndpointResponse { revision }))
+    }
+
+    async fn adopt_endpoints(
+        &self,
+        request: Request<AdoptEndpointsRequest>,
+    ) -> Answer<AdoptEndpointsResponse> {
+        let node = self.shared.member(&request)?.id;
+        let mut not_adopted = Vec::new();
+        for endpoint in request.into_inner().endpoints {
+            let id = endpoint.id.clone();
+            let endpoint = Endpoint { node, ..endpoint.try_into()? };
+            match self.shared.log.propose(Command::AdoptEndpoint(endpoint)).await {
+                Ok(_) => {}
+                Err(ProposeError::Refused(refusal)) => {
+                    not_adopted.push(NotAdopted { endpoint: id, why: refusal.to_string() });
+                }
+                Err(error) => return Err(status::of_proposal(error)),
+            }
+        }
+        self.shared.recovery.handle_reported(node);
+        let Position { epoch, revision } = self.shared.log.read(State::position);
+        Ok(Response::new(AdoptEndpointsResponse { not_adopted, epoch, revision }))
     }
 
     async fn await_acknowledged(
