@@ -191,6 +191,11 @@ fn a_backup_brings_the_cluster_back() {
 }
 
 #[test]
+fn the_host_is_on_a_network() {
+    run("host.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }

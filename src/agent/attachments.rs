@@ -201,10 +201,11 @@ impl Attachments {
         if let Some(twice) = here.iter().find(|other| other.network.id == record.network.id) {
             return Err(twice.refusal());
         }
-        let default_route = match (request.default_route, record.network.internal) {
-            (true, _) => DefaultRoute::Replace,
-            (false, false) => DefaultRoute::IfFree,
-            (false, true) => DefaultRoute::Leave,
+        let default_route = match (request.default_route, record.network.internal, &record.target) {
+            (true, _, _) => DefaultRoute::Replace,
+            // A host without a way out is not given one by the way.
+            (false, true, _) | (false, false, Target::Host) => DefaultRoute::Leave,
+            (false, false, Target::Netns(_) | Target::Pid(_)) => DefaultRoute::IfFree,
         };
         let refused = |error: anyhow::Error| Status::failed_precondition(format!("{error:#}"));
         self.put(record).map_err(refused)?;

@@ -33,7 +33,7 @@ use crate::{
         membership::Table,
         session::{Directory, Identity, Link, Sessions, Settings, public_key},
     },
-    io::{clock, netns::Namespace, tun::Tun, udp},
+    io::{clock, netlink::ALIAS, netns::Namespace, tun::Tun, udp},
     types::{
         DropCounts, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads, PeerStatus, Traffic,
     },
@@ -274,7 +274,7 @@ impl Dataplane {
 
     /// What others find a device by.
     fn alias(&self, endpoint: EndpointId) -> String {
-        format!("overlay:{}:{endpoint}", self.node)
+        format!("{ALIAS}{}:{endpoint}", self.node)
     }
 
     fn add_port(&self, network: NetworkId, endpoint: EndpointId, tun: Tun) {

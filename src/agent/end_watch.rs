@@ -58,6 +58,8 @@ impl EndWatch {
         match target {
             Target::Netns(path) => self.watch_path(endpoint, path, namespace),
             Target::Pid(pid) => self.watch_process(endpoint, pid, namespace),
+            // It ends with this process.
+            Target::Host => {}
         }
     }
 

@@ -18,16 +18,18 @@ pub enum Target {
     Netns(PathBuf),
     /// `pid:N`.
     Pid(u32),
+    /// `host`: the node's own namespace.
+    Host,
 }
 
 /// Why a target is none.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Nothing was named.
-    #[error("no target is named; use netns:NAME, netns:/PATH or pid:N")]
+    #[error("no target is named; use netns:NAME, netns:/PATH, pid:N or host")]
     Missing,
     /// The name is no file name.
-    #[error("'{0}' is no name of a network namespace; use netns:NAME, netns:/PATH or pid:N")]
+    #[error("'{0}' is no name of a network namespace; use netns:NAME, netns:/PATH, pid:N or host")]
     Name(String),
     /// Nothing is there.
     #[error("there is no network namespace {0}; 'ip netns list' lists the named ones")]
@@ -36,7 +38,7 @@ pub enum TargetError {
     #[error("there is no process {0}; it may have ended")]
     NoProcess(u32),
     /// Something else is there.
-    #[error("{0} is not a network namespace; use netns:NAME, netns:/PATH or pid:N")]
+    #[error("{0} is not a network namespace; use netns:NAME, netns:/PATH, pid:N or host")]
     Other(String),
     /// It cannot be looked at.
     #[error("look at {path}: {error}; run overlayd as root")]
@@ -56,6 +58,7 @@ impl Target {
     pub fn of(requested: Option<attach_request::Target>) -> Result<Self, TargetError> {
         match requested.ok_or(TargetError::Missing)? {
             attach_request::Target::Pid(pid) => Ok(Self::Pid(pid)),
+            attach_request::Target::Host(_) => Ok(Self::Host),
             attach_request::Target::Netns(path) if path.starts_with('/') => {
                 Ok(process_of(&path).map_or_else(|| Self::Netns(PathBuf::from(path)), Self::Pid))
             }
@@ -73,6 +76,7 @@ impl Target {
         match self {
             Self::Netns(path) => path.clone(),
             Self::Pid(pid) => format!("/proc/{pid}/ns/net").into(),
+            Self::Host => OWN.into(),
         }
     }
 
@@ -87,12 +91,12 @@ impl Target {
             Ok(metadata) => Ok(NamespaceId::of(&metadata)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(match self {
                 Self::Pid(pid) => TargetError::NoProcess(*pid),
-                Self::Netns(_) => TargetError::NoNamespace(shown.clone()),
+                Self::Netns(_) | Self::Host => TargetError::NoNamespace(shown.clone()),
             }),
             Err(error) => Err(TargetError::Unreadable { path: shown.clone(), error }),
         };
         let found = look(&path)?;
-        let own = look(Path::new("/proc/self/ns/net"))?;
+        let own = look(Path::new(OWN))?;
         if found.device() != own.device() {
             return Err(TargetError::Other(shown));
         }
@@ -108,6 +112,9 @@ impl Target {
         }
     }
 }
+
+/// The namespace of this process's first thread, which never leaves it.
+const OWN: &str = "/proc/self/ns/net";
 
 /// The process that a path of `/proc` is of: what is watched is the process.
 fn process_of(path: &str) -> Option<u32> {
@@ -165,15 +172,15 @@ mod tests {
         );
         assert_eq!(
             check(netns("/dev/null")).unwrap_err(),
-            "/dev/null is not a network namespace; use netns:NAME, netns:/PATH or pid:N"
+            "/dev/null is not a network namespace; use netns:NAME, netns:/PATH, pid:N or host"
         );
         assert_eq!(
             check(netns("../x")).unwrap_err(),
-            "'../x' is no name of a network namespace; use netns:NAME, netns:/PATH or pid:N"
+            "'../x' is no name of a network namespace; use netns:NAME, netns:/PATH, pid:N or host"
         );
         assert_eq!(
             Target::of(None).unwrap_err().to_string(),
-            "no target is named; use netns:NAME, netns:/PATH or pid:N"
+            "no target is named; use netns:NAME, netns:/PATH, pid:N or host"
         );
     }
 }
