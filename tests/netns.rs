@@ -196,6 +196,11 @@ fn the_host_is_on_a_network() {
 }
 
 #[test]
+fn faults_leave_nothing_half_done() {
+    run("faults.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }

@@ -401,6 +401,15 @@ impl Attachments {
         }
     }
 
+    /// Writes all records again, into a folder that lost them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn put_all(&self) -> anyhow::Result<()> {
+        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
+        records.iter().try_for_each(|record| self.put(record))
+    }
+
     fn put(&self, record: &EndpointRecord) -> anyhow::Result<()> {
         tokio::task::block_in_place(|| self.records.put_endpoint(record))
     }

@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,12 +18,13 @@ use tonic::{Status, transport::Channel};
 use tracing::warn;
 
 use super::{
+    Identity,
     attachments::Attachments,
     dataplane::Dataplane,
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
-    records::Records,
+    records::{MemberRecord, Records},
 };
 use crate::{
     api::tls,
@@ -85,8 +87,10 @@ pub struct Parts {
     pub dataplane: Dataplane,
     /// The endpoints whose namespace ended, and where they are told.
     pub ended: (mpsc::Sender<EndpointId>, mpsc::Receiver<EndpointId>),
-    /// What the node keeps on disk.
+    /// Where the node keeps what is its own, and what it must not lose.
     pub records: Records,
+    /// See [`Kept`].
+    pub kept: Kept,
 }
 
 impl Member {
@@ -139,7 +143,7 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, manager, dataplane, ended, records } = parts;
+        let Parts { joined, manager, dataplane, ended, records, kept } = parts;
         let dataplane = Arc::new(dataplane);
         let config = Arc::new(tls::member_config(&joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
@@ -180,12 +184,12 @@ impl Member {
             table: current,
             tasks: Mutex::default(),
         });
-        member.keep(ended);
+        member.keep(kept, ended);
         Ok((member, link.run()))
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.
-    fn keep(&self, mut ended: mpsc::Receiver<EndpointId>) {
+    fn keep(&self, kept: Kept, mut ended: mpsc::Receiver<EndpointId>) {
         let (attachments, mut connected) =
             (self.attachments.clone(), self.manager.connected.clone());
         self.tasks().spawn(async move {
@@ -203,11 +207,20 @@ impl Member {
             }
         });
         let (records, mut table) = (self.records.clone(), self.table.clone());
+        let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
         self.tasks().spawn(async move {
-            while table.changed().await.is_ok() {
-                let newest = table.borrow_and_update().clone();
-                save_table(&records, &newest);
-                sleep(BETWEEN_SAVES).await;
+            loop {
+                // A table that does not change is looked after too, though rarely.
+                let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
+                if matches!(changed, Ok(Err(_))) {
+                    return;
+                }
+                let emptied = mend(&records, &kept, &attachments, &dataplane);
+                if changed.is_ok() || emptied {
+                    let newest = table.borrow_and_update().clone();
+                    save_table(&records, &newest);
+                    sleep(BETWEEN_SAVES).await;
+                }
             }
         });
     }
@@ -233,6 +246,37 @@ impl Member {
     }
 }
 
+/// What a member's node must not lose, beside its table and endpoints.
+pub struct Kept {
+    /// The record of membership.
+    pub record: MemberRecord,
+    /// The node's certificate.
+    pub credentials: tls::Credentials,
+    /// The node's key.
+    pub identity: Identity,
+    /// The state folder.
+    pub state_dir: PathBuf,
+}
+
+/// Writes again what a state folder has lost under a running node, which is all that it needs to go
+/// on as the same node after its next start.
+fn mend(records: &Records, kept: &Kept, attachments: &Attachments, dataplane: &Dataplane) -> bool {
+    if records.is_intact() {
+        return false;
+    }
+    let Kept { record, credentials, identity, state_dir } = kept;
+    let mended = tokio::task::block_in_place(|| {
+        records.put_again(record, credentials, identity)?;
+        dataplane.keep_start_count(state_dir)?;
+        attachments.put_all()
+    });
+    match mended {
+        Ok(()) => warn!("the state folder was emptied; what this node keeps is there again"),
+        Err(error) => warn!(error = format!("{error:#}"), "the state folder is lost"),
+    }
+    true
+}
+
 /// Keeps a table for the next start. Without it that one waits for a manager; forwarding goes on.
 fn save_table(records: &Records, table: &Table) {
     if let Err(error) = tokio::task::block_in_place(|| records.put_table(table)) {
@@ -244,3 +288,5 @@ fn save_table(records: &Records, table: &Table) {
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 /// The whole table is written each time; what a start lacks of it comes with the stream.
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
+/// How soon an emptied state folder is noticed where nothing changes.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);

@@ -32,16 +32,16 @@ use super::{
     address::{self, DataAddr},
     dataplane::{Config, Dataplane},
     join::{self, Introduction, Joined},
-    member::{Member, Parts},
+    member::{Kept, Member, Parts},
     records::{MemberRecord, Records},
 };
 use crate::{
     api::{
         DEFAULT_PORT, Ending, Founded, Founding, JoinToken, Reopened, Reopening, channel,
         proto::{
-            self, InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
-            JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse, StartEpochRequest,
-            control_client::ControlClient,
+            self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
+            JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
+            StartEpochRequest, attachment_client::AttachmentClient, control_client::ControlClient,
         },
         tls,
     },
@@ -128,8 +128,9 @@ impl Node {
                 .with_context(|| {
                     format!("this host no longer has {}; leave and join anew", data_addr.ip())
                 })?;
-        let joined = Joined { cluster, node, credentials };
-        let parts = self.parts(joined, manager, data_addr, data.mtu).await?;
+        let joined = Joined { cluster, node: node.clone(), credentials };
+        let record = MemberRecord { cluster, node, manager, listen_addr };
+        let parts = self.parts(joined, record, data_addr, data.mtu).await?;
         let member = Member::resume(parts).await?;
         info!(node = %member.node.name, %manager, "member as before");
         *life = Life::Member(member, stop);
@@ -275,8 +276,9 @@ impl Node {
         match self.start_member(joined, record, data_addr, data.mtu).await {
             Ok(member) => {
                 info!(node = %member.node.name, %manager, "joined");
+                let not_reached = not_reached(&member).await;
                 *life = Life::Member(member, None);
-                Ok(JoinClusterResponse { cluster_id, node: Some(node) })
+                Ok(JoinClusterResponse { cluster_id, node: Some(node), not_reached })
             }
             Err(error) => {
                 if let Err(error) = undo_join(manager, &credentials).await {
@@ -444,21 +446,25 @@ impl Node {
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Arc<Member>> {
-        let credentials = joined.credentials.clone();
-        let parts = self.parts(joined, record.manager, data_addr, underlay_mtu).await?;
-        let member = Member::start(parts).await?;
-        if let Err(error) = self.records.put_member(&record, &credentials) {
-            member.shutdown().await;
-            return Err(error);
+        // The cluster has the node already; if this process ends now the next one goes on.
+        self.records.put_member(&record, &joined.credentials)?;
+        let started = match self.parts(joined, record, data_addr, underlay_mtu).await {
+            Ok(parts) => Member::start(parts).await,
+            Err(error) => Err(error),
+        };
+        if started.is_err()
+            && let Err(error) = self.records.forget_member()
+        {
+            warn!(error = format!("{error:#}"), "the record of a membership that failed stays");
         }
-        Ok(member)
+        started
     }
 
     /// Starts the data plane of a member, and puts what belongs to it beside.
     async fn parts(
         &self,
         joined: Joined,
-        manager: SocketAddr,
+        record: MemberRecord,
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Parts> {
@@ -481,7 +487,14 @@ impl Node {
         let dataplane =
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
-        Ok(Parts { joined, manager, dataplane, ended, records })
+        let manager = record.manager;
+        let kept = Kept {
+            record,
+            credentials: joined.credentials.clone(),
+            identity: self.identity.clone(),
+            state_dir: self.options.state_dir.clone(),
+        };
+        Ok(Parts { joined, manager, dataplane, ended, records, kept })
     }
 }
 
@@ -562,6 +575,19 @@ async fn undo_join(manager: SocketAddr, credentials: &tls::Credentials) -> anyho
     let config = Arc::new(tls::member_config(credentials)?);
     let channel = channel::to_manager(manager, config).await?;
     join::leave(channel).await.map_err(|status| anyhow::anyhow!("{}", status.message()))
+}
+
+/// Has others look for this node, and says what is to be done if none of them reaches it.
+async fn not_reached(member: &Member) -> Option<String> {
+    let mut client = AttachmentClient::new(member.manager.channel().ok()?);
+    let checked = client.check_reach(CheckReachRequest {}).await.ok()?.into_inner();
+    (checked.witnesses > 0 && !checked.reached).then(|| {
+        let addr = member.node.data_addr;
+        format!(
+            "no other node reaches {addr}; check --data-path-addr, and that firewalls let UDP port {} through",
+            addr.port()
+        )
+    })
 }
 
 fn bad_input(error: anyhow::Error) -> Status {

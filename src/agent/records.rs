@@ -18,7 +18,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{StateDir, namespace::Target};
+use super::{Identity, StateDir, namespace::Target};
 use crate::{
     api::{backup::Sections, tls::Credentials},
     engine::membership::Table,
@@ -106,6 +106,26 @@ impl Records {
     ) -> anyhow::Result<()> {
         self.state.write(CREDENTIALS, &pem_bundle(credentials))?;
         self.write(MEMBER, member)
+    }
+
+    /// Whether the state folder still has the record of membership.
+    pub fn is_intact(&self) -> bool {
+        self.state.path().join(MEMBER).exists()
+    }
+
+    /// Writes the record of membership and what it needs again, into a folder that lost them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn put_again(
+        &self,
+        member: &MemberRecord,
+        credentials: &Credentials,
+        identity: &Identity,
+    ) -> anyhow::Result<()> {
+        self.state.folder("")?;
+        identity.put(&self.state)?;
+        self.put_member(member, credentials)
     }
 
     /// Forgets the membership, and all that belongs to it.

@@ -123,6 +123,9 @@ impl Join {
         };
         let joined = answer(&what, client.local().await?.join_cluster(request)).await?;
         let view = JoinView::new(joined)?;
+        if let Some(why) = &view.not_reached {
+            eprintln!("overlayctl: {what}: {why}");
+        }
         match format {
             Format::Json => print_json(&view)?,
             Format::Table => {
@@ -214,6 +217,7 @@ struct JoinView {
     cluster_id: String,
     node_id: String,
     name: String,
+    not_reached: Option<String>,
 }
 
 impl JoinView {
@@ -223,6 +227,7 @@ impl JoinView {
             cluster_id: output::id(&joined.cluster_id)?,
             node_id: output::id(&node.id)?,
             name: node.name,
+            not_reached: joined.not_reached,
         })
     }
 }
@@ -405,7 +410,8 @@ mod tests {
         golden("init", &view);
         let line = "\n    overlayctl join --token OVTKN-1-digest-secret 192.0.2.1:2377\n";
         assert!(view.text().contains(line), "{}", view.text());
-        let joined = JoinClusterResponse { cluster_id: vec![9; 16], node: Some(node()) };
+        let (cluster_id, node) = (vec![9; 16], Some(node()));
+        let joined = JoinClusterResponse { cluster_id, node, not_reached: None };
         golden("join", &JoinView::new(joined).unwrap());
         let token = JoinTokenResponse {
             token: "OVTKN-1-digest-secret".into(),

@@ -5,14 +5,20 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, log::ProposeError, random, status};
+use super::{
+    Shared,
+    liveness::{NodeWatch, WITNESSES},
+    log::ProposeError,
+    random, status,
+};
 use crate::{
     api::{
         parse_id, parse_list, parse_text,
         proto::{
             self, AdoptEndpointsRequest, AdoptEndpointsResponse, AwaitAcknowledgedRequest,
-            AwaitAcknowledgedResponse, CreateEndpointRequest, CreateEndpointResponse, NotAdopted,
-            RemoveEndpointRequest, RemoveEndpointResponse,
+            AwaitAcknowledgedResponse, CheckReachRequest, CheckReachResponse,
+            CreateEndpointRequest, CreateEndpointResponse, NotAdopted, RemoveEndpointRequest,
+            RemoveEndpointResponse,
         },
     },
     engine::cluster::{Command, CreateEndpoint, Outcome, State},
@@ -89,6 +95,15 @@ impl proto::attachment_server::Attachment for Attachment {
         self.shared.recovery.handle_reported(node);
         let Position { epoch, revision } = self.shared.log.read(State::position);
         Ok(Response::new(AdoptEndpointsResponse { not_adopted, epoch, revision }))
+    }
+
+    async fn check_reach(&self, request: Request<CheckReachRequest>) -> Answer<CheckReachResponse> {
+        let node = self.shared.member(&request)?.id;
+        let looked = self.shared.watch.looked();
+        let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
+        let witnesses = self.shared.log.read(look).len();
+        let reached = NodeWatch::any_heard(node, witnesses, looked).await;
+        Ok(Response::new(CheckReachResponse { witnesses: witnesses as u32, reached }))
     }
 
     async fn await_acknowledged(
