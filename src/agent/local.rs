@@ -19,6 +19,7 @@ use crate::{
             control_server::ControlServer, local_server::LocalServer,
         },
     },
+    io::service,
     types::{DropCounts, PacketsBytes, PeerStatus, Traffic},
 };
 
@@ -38,6 +39,9 @@ pub async fn serve(
         }
         Some((accepted, socket))
     });
+    if let Err(error) = service::tell_ready() {
+        tracing::warn!(%error, "the service manager does not know that this is ready");
+    }
     let forward = ControlServer::new(Forward { node: node.clone() });
     let local = LocalServer::new(Local { node });
     Server::builder()

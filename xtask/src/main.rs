@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod check;
 mod demo;
+mod dist;
 mod fuzz;
 mod lab;
 mod machine;
@@ -40,6 +41,8 @@ enum Verb {
     Test(test::Args),
     /// Three nodes on this machine, a network, containers, traffic between them
     Demo(demo::Args),
+    /// What is put on hosts: static programs, unit file, completions
+    Dist(dist::Args),
     /// Nodes in network namespaces on a shared underlay, to try things on
     Lab(lab::Args),
     /// Measurements: functions, and TCP beside the kernel's VXLAN
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Tidy(args) => tidy::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
