@@ -24,6 +24,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut build = workspace::cargo(["build", "--release", "--bins", "--package", "overlay"]);
     // Naming the target keeps build scripts and macros, which must stay dynamic, out of it.
     build.args(["--target", &target]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // What a backtrace would show stays with whoever builds.
+    build.env("CARGO_PROFILE_RELEASE_DEBUG", "false").env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
     process::run(&mut build)?;
     let folder = workspace::target()?;
     let built = folder.join(&target).join("release");

@@ -15,6 +15,7 @@ mod lab;
 mod machine;
 mod process;
 mod prove;
+mod scale;
 mod signals;
 mod system;
 mod test;
@@ -49,6 +50,8 @@ enum Verb {
     Bench(bench::Args),
     /// Runs a fuzz target, or lists them
     Fuzz(fuzz::Args),
+    /// Many agents against one manager
+    Scale(scale::Args),
     /// The long acceptance runs
     Prove(prove::Args),
     #[command(hide = true)]
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => lab::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Scale(args) => scale::run(&args),
         Verb::Prove(args) => prove::run(&args),
         Verb::Traffic(args) => traffic::run(&args),
     });
