@@ -204,3 +204,8 @@ fn faults_leave_nothing_half_done() {
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
 }
+
+#[test]
+fn docker_containers_keep_their_endpoints() {
+    run("docker.sh", &[]);
+}

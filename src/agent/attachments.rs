@@ -4,11 +4,15 @@
 //! container. They are made in this order and ended in the other, one at a time:
 //!
 //! ```text
-//! attach:  cluster -> record (no interface) -> device -> record (with it)
+//! attach:  cluster -> record (making) -> device -> record (made)
 //! detach:  device -> cluster -> record
 //! ```
 //! What fails half-way is undone at once. What could not be undone, because the manager was away or
-//! this process ended, is when the next one starts, or the manager is back.
+//! this process ended, is when the next one starts, or the manager is back. The endpoint of a Docker
+//! container outlives the device; [`containers`] says how.
+
+pub mod containers;
+mod restore;
 
 use std::{
     collections::BTreeMap,
@@ -19,16 +23,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::{
     dataplane::{Dataplane, DefaultRoute},
+    docker::Docker,
     end_watch::EndWatch,
     member::Manager,
     namespace::{Target, TargetError},
-    records::{EndpointRecord, Interface, Records},
+    records::{Device, EndpointRecord, Records},
 };
 use crate::{
     api::proto::{
@@ -40,7 +45,6 @@ use crate::{
         cluster::{Kind, resolve},
         membership::Table,
     },
-    io::netns::NamespaceId,
     types::{Endpoint, EndpointId, Network, Node, Position},
 };
 
@@ -52,6 +56,9 @@ pub struct Attachments {
     records: Records,
     watch: Arc<EndWatch>,
     table: watch::Receiver<Arc<Table>>,
+    docker: Docker,
+    /// Told when a Docker container may have got an endpoint.
+    container_attached: Notify,
     held: Mutex<BTreeMap<EndpointId, EndpointRecord>>,
     /// The newest epoch whose manager heard what this node has.
     reported: AtomicU64,
@@ -78,58 +85,22 @@ impl Attachments {
         records: Records,
         watch: Arc<EndWatch>,
         table: watch::Receiver<Arc<Table>>,
+        docker: Docker,
     ) -> Self {
-        let (held, turn) = (Mutex::default(), AsyncMutex::default());
         let reported = AtomicU64::new(table.borrow().epoch);
-        Self { node, manager, dataplane, records, watch, table, held, reported, turn }
-    }
-
-    /// Takes the devices of the endpoints that the process before left. Those whose container has
-    /// ended are forgotten; the cluster hears of that when the manager is there.
-    ///
-    /// # Errors
-    /// The records cannot be read.
-    pub async fn restore(&self) -> anyhow::Result<()> {
-        let _turn = self.turn.lock().await;
-        let (records, damaged) = self.records.endpoints()?;
-        for error in damaged {
-            warn!(error = format!("{error:#}"), "an endpoint is lost");
+        Self {
+            node,
+            manager,
+            dataplane,
+            records,
+            watch,
+            table,
+            docker,
+            container_attached: Notify::new(),
+            held: Mutex::default(),
+            reported,
+            turn: AsyncMutex::default(),
         }
-        let found = records.len();
-        for (id, record) in records {
-            match self.restore_one(&record).await {
-                Ok(Some(target)) => {
-                    self.watch.watch(id, target.clone(), record.namespace);
-                    self.held().insert(id, EndpointRecord { target, ..record });
-                }
-                Ok(None) => {
-                    info!(endpoint = %record.endpoint.name, "its container ended meanwhile");
-                    self.forget(id);
-                }
-                // The record stays: what is in the way may be gone at the next start.
-                Err(error) => warn!(
-                    endpoint = %record.endpoint.name,
-                    error = format!("{error:#}"),
-                    "an endpoint's interface is not forwarded"
-                ),
-            }
-        }
-        if found > 0 {
-            info!(endpoints = self.held().len(), of = found, "endpoints taken over");
-        }
-        Ok(())
-    }
-
-    async fn restore_one(&self, record: &EndpointRecord) -> anyhow::Result<Option<Target>> {
-        let Some(target) = record.target.still(record.namespace) else { return Ok(None) };
-        let id = record.endpoint.id;
-        let Some(interface) = record.interface.clone() else {
-            // The attachment was cut off by the end of the process; nobody was told that it is there.
-            self.dataplane.clear(id, &target).await?;
-            return Ok(None);
-        };
-        let taken = self.dataplane.take(record.network.id, id, &target, interface).await?;
-        Ok(taken.map(|()| target))
     }
 
     /// Attaches a container. Once begun it is ended, done or undone, even if nobody waits for it.
@@ -143,7 +114,7 @@ impl Attachments {
 
     async fn attach_now(&self, mut request: AttachRequest) -> Result<AttachResponse, Status> {
         let bad = |error: TargetError| Status::invalid_argument(error.to_string());
-        let target = Target::of(request.target.take()).map_err(bad)?;
+        let target = Target::of(request.target.take(), &self.docker).await.map_err(bad)?;
         let namespace = target.find().map_err(bad)?;
         if let Some(interface) = &request.interface {
             check_interface(interface)?;
@@ -151,7 +122,7 @@ impl Attachments {
         let turn = self.turn.lock().await;
         // The cheap look before an address is spent; ids' starts are found out after.
         let named = |other: &&EndpointRecord| other.network.name.as_str() == request.network;
-        if let Some(twice) = self.held_in(namespace).iter().find(named) {
+        if let Some(twice) = self.held_at(&target, namespace).iter().find(named) {
             return Err(twice.refusal());
         }
         let mut client = AttachmentClient::new(self.manager.channel()?);
@@ -167,16 +138,37 @@ impl Attachments {
         let network: Network = created.network.ok_or_else(bent)?.try_into()?;
         let (id, network_id, revision) = (endpoint.id, network.id, created.revision);
         let position = Position { epoch: created.epoch, revision };
-        let mut record =
-            EndpointRecord { endpoint, network, position, target, namespace, interface: None };
-        if let Err(error) = self.make(&mut record, &request).await {
+        let default_route = match (request.default_route, network.internal, &target) {
+            (true, _, _) => DefaultRoute::Replace,
+            // A host without a way out is not given one by the way.
+            (false, true, _) | (false, false, Target::Host) => DefaultRoute::Leave,
+            (false, false, Target::Netns(_) | Target::Pid(_) | Target::Container { .. }) => {
+                DefaultRoute::IfFree
+            }
+        };
+        let (device, order) = (Device::Making, self.next_order());
+        let mut record = EndpointRecord {
+            endpoint,
+            network,
+            position,
+            target,
+            namespace,
+            device,
+            default_route,
+            order,
+        };
+        if let Err(error) = self.make(&mut record, request.interface.as_deref()).await {
             self.remove(id).await;
             self.forget(id);
             return Err(error);
         }
         let shown = self.shown(&record);
         info!(endpoint = %record.endpoint.name, network = %record.network.name, "attached");
+        let of_container = record.target.container().is_some();
         self.held().insert(id, record);
+        if of_container {
+            self.container_attached.notify_one();
+        }
         drop(turn);
         let network = network_id.to_bytes().to_vec();
         let wait = AwaitAcknowledgedRequest { network, revision };
@@ -195,24 +187,18 @@ impl Attachments {
     async fn make(
         &self,
         record: &mut EndpointRecord,
-        request: &AttachRequest,
+        interface: Option<&str>,
     ) -> Result<(), Status> {
-        let here = self.held_in(record.namespace);
+        let here = self.held_at(&record.target, record.namespace);
         if let Some(twice) = here.iter().find(|other| other.network.id == record.network.id) {
             return Err(twice.refusal());
         }
-        let default_route = match (request.default_route, record.network.internal, &record.target) {
-            (true, _, _) => DefaultRoute::Replace,
-            // A host without a way out is not given one by the way.
-            (false, true, _) | (false, false, Target::Host) => DefaultRoute::Leave,
-            (false, false, Target::Netns(_) | Target::Pid(_)) => DefaultRoute::IfFree,
-        };
         let refused = |error: anyhow::Error| Status::failed_precondition(format!("{error:#}"));
         self.put(record).map_err(refused)?;
-        let EndpointRecord { network, endpoint, target, .. } = &*record;
-        let interface = request.interface.as_deref();
-        let made = self.dataplane.attach(network, endpoint, target, interface, default_route).await;
-        record.interface = Some(made.map_err(refused)?);
+        let EndpointRecord { network, endpoint, target, default_route, .. } = &*record;
+        let made =
+            self.dataplane.attach(network, endpoint, target, interface, *default_route).await;
+        record.device = Device::Made(made.map_err(refused)?);
         if let Err(error) = self.put(record) {
             if let Err(error) = self.dataplane.detach(record.endpoint.id).await {
                 warn!(error = format!("{error:#}"), "an interface without a record is left");
@@ -270,7 +256,14 @@ impl Attachments {
 
     /// Takes an endpoint away here and in the cluster. The caller holds the turn.
     async fn end(&self, id: EndpointId) -> anyhow::Result<()> {
-        self.dataplane.detach(id).await.with_context(|| format!("take endpoint {id} away"))?;
+        let device = self.held().get(&id).map(|record| record.device.clone());
+        match device {
+            Some(Device::Made(_)) => {
+                let taken = self.dataplane.detach(id).await;
+                taken.with_context(|| format!("take endpoint {id} away"))?;
+            }
+            Some(Device::Stopped { .. } | Device::Making) | None => {}
+        }
         self.remove(id).await;
         self.forget(id);
         Ok(())
@@ -307,6 +300,9 @@ impl Attachments {
     pub async fn handle_ended(&self, id: EndpointId) {
         let _turn = self.turn.lock().await;
         let Some(record) = self.held().get(&id).cloned() else { return };
+        if record.target.container().is_some() {
+            return self.handle_container_ended(record).await;
+        }
         if let Err(error) = self.dataplane.detach(id).await {
             debug!(endpoint = %id, error = format!("{error:#}"), "nothing to take away");
         }
@@ -388,7 +384,11 @@ impl Attachments {
     }
 
     fn shown(&self, record: &EndpointRecord) -> LocalEndpoint {
-        let EndpointRecord { endpoint, network, interface, .. } = record;
+        let EndpointRecord { endpoint, network, device, .. } = record;
+        let interface = match device {
+            Device::Made(interface) => Some(interface),
+            Device::Stopped { .. } | Device::Making => None,
+        };
         LocalEndpoint {
             id: endpoint.id.to_bytes().to_vec(),
             name: endpoint.name.to_string(),
@@ -396,8 +396,8 @@ impl Attachments {
             node: self.node.name.to_string(),
             addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
             aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
-            interface: interface.as_ref().map(|interface| interface.name.clone()),
-            mtu: interface.as_ref().map(|Interface { mtu, .. }| u32::from(*mtu)),
+            interface: interface.map(|interface| interface.name.clone()),
+            mtu: interface.map(|interface| u32::from(interface.mtu)),
         }
     }
 
@@ -412,11 +412,6 @@ impl Attachments {
 
     fn put(&self, record: &EndpointRecord) -> anyhow::Result<()> {
         tokio::task::block_in_place(|| self.records.put_endpoint(record))
-    }
-
-    fn held_in(&self, namespace: NamespaceId) -> Vec<EndpointRecord> {
-        let held = self.held();
-        held.values().filter(|other| other.namespace == namespace).cloned().collect()
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<EndpointId, EndpointRecord>> {

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::Context as _;
 use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
@@ -66,11 +67,13 @@ pub struct Config {
 }
 
 /// Whether an attachment becomes the container's way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DefaultRoute {
     /// It does not.
     Leave,
     /// It does where the container has none.
+    #[default]
     IfFree,
     /// It does, and what was there goes.
     Replace,
@@ -266,6 +269,17 @@ impl Dataplane {
             move |namespace: &Namespace| device::take(namespace, &interface, &alias, offloads);
         let taken = inside(target, take).await.context("take the device")?;
         Ok(taken.map(|tun| self.add_port(network, endpoint, tun)))
+    }
+
+    /// Tells whether the device of an endpoint is in the target's namespace.
+    pub async fn has(
+        &self,
+        endpoint: EndpointId,
+        target: &Target,
+        interface: Interface,
+    ) -> anyhow::Result<bool> {
+        let alias = self.alias(endpoint);
+        inside(target, move |namespace| device::is_in(namespace, &interface, &alias)).await
     }
 
     /// Takes away what is left of the device of an endpoint that was being made.

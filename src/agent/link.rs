@@ -290,7 +290,7 @@ fn change(change: proto::Change) -> Result<Change, Malformed> {
 }
 
 /// How long to wait after so many failures in a row: a random part of a span that doubles.
-fn backoff(failures: u32) -> Duration {
+pub(super) fn backoff(failures: u32) -> Duration {
     let span = SHORTEST_WAIT.saturating_mul(1 << failures.min(8)).min(LONGEST_WAIT);
     let mut byte = [128];
     // Without a random source the middle does as well.

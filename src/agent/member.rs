@@ -19,8 +19,9 @@ use tracing::warn;
 
 use super::{
     Identity,
-    attachments::Attachments,
+    attachments::{Attachments, containers::ContainersTask},
     dataplane::Dataplane,
+    docker::Docker,
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
@@ -91,6 +92,8 @@ pub struct Parts {
     pub records: Records,
     /// See [`Kept`].
     pub kept: Kept,
+    /// The Docker Engine of its host.
+    pub docker: Docker,
 }
 
 impl Member {
@@ -143,7 +146,7 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, manager, dataplane, ended, records, kept } = parts;
+        let Parts { joined, manager, dataplane, ended, records, kept, docker } = parts;
         let dataplane = Arc::new(dataplane);
         let config = Arc::new(tls::member_config(&joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
@@ -173,6 +176,7 @@ impl Member {
             records.clone(),
             EndWatch::start(ended_sender)?,
             current.clone(),
+            docker,
         );
         let member = Arc::new(Self {
             cluster: joined.cluster,
@@ -206,6 +210,7 @@ impl Member {
                 attachments.handle_ended(endpoint).await;
             }
         });
+        self.tasks().spawn(ContainersTask::new(self.attachments.clone()).run());
         let (records, mut table) = (self.records.clone(), self.table.clone());
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
         self.tasks().spawn(async move {

@@ -4,13 +4,14 @@
 //! ```text
 //! overlayctl -> local -> node -> member -> link -> manager
 //!                                  |         `-> table -> dataplane, records
-//!                                  `-> attachments -> dataplane, records
+//!                                  `-> attachments -> dataplane, records, docker
 //! ```
 
 mod address;
 mod attachments;
 pub mod dataplane;
 mod device;
+mod docker;
 mod end_watch;
 mod forward;
 mod identity;
@@ -28,6 +29,7 @@ mod socket;
 mod state_dir;
 mod worker;
 
+pub use docker::Docker;
 pub use identity::Identity;
 pub use local::serve;
 pub use namespace::Target;

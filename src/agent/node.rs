@@ -31,6 +31,7 @@ use super::{
     Identity,
     address::{self, DataAddr},
     dataplane::{Config, Dataplane},
+    docker::Docker,
     join::{self, Introduction, Joined},
     member::{Kept, Member, Parts},
     records::{MemberRecord, Records},
@@ -74,6 +75,8 @@ pub struct Options {
     pub offloads: Offloads,
     /// After how long sessions' keys are renewed.
     pub rekey_interval: Duration,
+    /// The socket of its host's Docker Engine.
+    pub docker_socket: PathBuf,
     /// The host's name, which the node takes unless told otherwise.
     pub hostname: String,
 }
@@ -487,6 +490,7 @@ impl Node {
         let dataplane =
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
+        let docker = Docker::new(self.options.docker_socket.clone());
         let manager = record.manager;
         let kept = Kept {
             record,
@@ -494,7 +498,7 @@ impl Node {
             identity: self.identity.clone(),
             state_dir: self.options.state_dir.clone(),
         };
-        Ok(Parts { joined, manager, dataplane, ended, records, kept })
+        Ok(Parts { joined, manager, dataplane, ended, records, kept, docker })
     }
 }
 
@@ -627,6 +631,7 @@ mod tests {
             workers: 1,
             offloads: Offloads::ALL,
             rekey_interval: Duration::from_secs(120),
+            docker_socket: "/no/such/socket".into(),
             hostname: "n1".into(),
         };
         let start = StartManager {

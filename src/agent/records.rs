@@ -6,7 +6,7 @@
 //! member.json           cluster, node, manager, where it listens and takes packets
 //! node.pem              certificate, root, private key
 //! table.json            the last good table, with the keys of pairs
-//! endpoints/ID.json     network, target, interface
+//! endpoints/ID.json     network, target, device
 //! ```
 //! Each JSON file starts with a line of its format's version and the SHA-256 of the rest, so that a
 //! damaged one is never half believed.
@@ -18,7 +18,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Identity, StateDir, namespace::Target};
+use super::{Identity, StateDir, dataplane::DefaultRoute, namespace::Target};
 use crate::{
     api::{backup::Sections, tls::Credentials},
     engine::membership::Table,
@@ -58,8 +58,30 @@ pub struct EndpointRecord {
     pub target: Target,
     /// Its namespace.
     pub namespace: NamespaceId,
-    /// Its device; none while it is being made.
-    pub interface: Option<Interface>,
+    /// Its device.
+    #[serde(rename = "interface")]
+    pub device: Device,
+    /// Whether it is the container's way out.
+    #[serde(default)]
+    pub default_route: DefaultRoute,
+    /// Its place among the node's attachments, which are made again in this order.
+    #[serde(default)]
+    pub order: u64,
+}
+
+/// Whether an endpoint has its device. In a file it is an interface, null, or the name to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Device {
+    /// It is there.
+    Made(Interface),
+    /// Its container is stopped, and gets it when it starts.
+    Stopped {
+        /// The name that it had and will have.
+        made_again_as: String,
+    },
+    /// It is being made.
+    Making,
 }
 
 /// A device in a container.
@@ -320,7 +342,7 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
+    use crate::types::{Encap, NetworkId, NodeId};
 
     fn records() -> (tempfile::TempDir, Records) {
         let folder = tempfile::tempdir().unwrap();
@@ -337,6 +359,64 @@ mod tests {
         assert_eq!(records.table().unwrap(), Some(table));
         records.forget_member().unwrap();
         assert_eq!(records.table().unwrap(), None);
+    }
+
+    #[test]
+    fn an_endpoint_is_read_in_every_state() {
+        let (_folder, records) = records();
+        let id = EndpointId::from_u128(1);
+        let network = NetworkId::from_u128(2);
+        let made = Interface { index: 7, name: "eth0".into(), mtu: 1436 };
+        let record = EndpointRecord {
+            endpoint: Endpoint {
+                id,
+                name: "web".parse().unwrap(),
+                network,
+                node: NodeId::from_u128(3),
+                addresses: vec!["10.9.0.2/24".parse().unwrap()],
+                aliases: Vec::new(),
+            },
+            network: Network {
+                id: network,
+                name: "blue".parse().unwrap(),
+                vni: 4096.try_into().unwrap(),
+                subnets: vec!["10.9.0.0/24".parse().unwrap()],
+                gateways: Vec::new(),
+                mtu: None,
+                encap: Encap::Sealed,
+                internal: false,
+                labels: BTreeMap::new(),
+            },
+            position: Position { epoch: 1, revision: 5 },
+            target: Target::Container { id: "0a1b".into(), process: 42 },
+            namespace: NamespaceId::of(&fs::metadata("/proc/self/ns/net").unwrap()),
+            device: Device::Making,
+            default_route: DefaultRoute::Replace,
+            order: 3,
+        };
+        let stopped = Device::Stopped { made_again_as: "eth0".into() };
+        for device in [Device::Making, Device::Made(made), stopped] {
+            let record = EndpointRecord { device, ..record.clone() };
+            records.put_endpoint(&record).unwrap();
+            let (read, damaged) = records.endpoints().unwrap();
+            assert_eq!((read, damaged.len()), (BTreeMap::from([(id, record)]), 0));
+        }
+        records.remove_endpoint(id).unwrap();
+        assert_eq!(records.endpoints().unwrap().0, BTreeMap::new());
+    }
+
+    /// Files outlive the process that wrote them.
+    #[test]
+    fn a_device_keeps_its_form() {
+        let check = |text: &str, device: Device| {
+            assert_eq!(serde_json::to_string(&device).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Device>(text).unwrap(), device);
+        };
+        let made = Interface { index: 7, name: "eth0".into(), mtu: 1436 };
+        check("null", Device::Making);
+        check(r#"{"index":7,"name":"eth0","mtu":1436}"#, Device::Made(made));
+        check(r#"{"made_again_as":"eth1"}"#, Device::Stopped { made_again_as: "eth1".into() });
+        assert!(serde_json::from_str::<Device>(r#"{"index":7}"#).is_err());
     }
 
     #[test]

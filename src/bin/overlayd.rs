@@ -56,6 +56,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         workers: settings.workers,
         offloads: settings.offloads,
         rekey_interval: settings.rekey_interval,
+        docker_socket: settings.docker_socket,
         hostname,
     };
     let node = Arc::new(Node::new(options, identity, Records::new(state), start_manager()));

@@ -146,7 +146,7 @@ mod tests {
         check(&["join", "192.0.2.1"]);
         check(&["attach", "netns:c1"]);
         check(&["attach", "c1", "--network", "blue"]);
-        check(&["attach", "container:c1", "--network", "blue"]);
+        check(&["attach", "planet:mars", "--network", "blue"]);
         check(&["network", "create", "blue", "--subnet", "10.1.0.0"]);
         check(&["network", "create", "blue", "--ip", "10.1.0.1"]);
         check(&["network", "create", "blue", "--label", "x"]);
