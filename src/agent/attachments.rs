@@ -401,6 +401,11 @@ impl Attachments {
         }
     }
 
+    /// Whether the state folder still has all that it should.
+    pub fn are_kept(&self) -> bool {
+        self.records.is_intact(self.held().keys().copied())
+    }
+
     /// Writes all records again, into a folder that lost them.
     ///
     /// # Errors

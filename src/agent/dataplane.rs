@@ -554,7 +554,8 @@ fn fill_random(bytes: &mut [u8]) {
 /// Between the handshakes after a start: a thousand peers take a second, and no storm of theirs
 /// meets ours.
 const GREETING_PACE: Duration = Duration::from_millis(1);
-const START_COUNT: &str = "start-count";
+/// The file that counts starts.
+pub(super) const START_COUNT: &str = "start-count";
 /// A peer is looked for during 0.8 s.
 const LOOK_PACE: Duration = Duration::from_millis(200);
 const LOOKS: u32 = 4;

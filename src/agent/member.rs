@@ -214,6 +214,7 @@ impl Member {
         let (records, mut table) = (self.records.clone(), self.table.clone());
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
         self.tasks().spawn(async move {
+            let mut saved = false;
             loop {
                 // A table that does not change is looked after too, though rarely.
                 let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
@@ -221,7 +222,9 @@ impl Member {
                     return;
                 }
                 let emptied = mend(&records, &kept, &attachments, &dataplane);
-                if changed.is_ok() || emptied {
+                let lost = saved && !records.has_table();
+                if changed.is_ok() || emptied || lost {
+                    saved = true;
                     let newest = table.borrow_and_update().clone();
                     save_table(&records, &newest);
                     sleep(BETWEEN_SAVES).await;
@@ -266,7 +269,7 @@ pub struct Kept {
 /// Writes again what a state folder has lost under a running node, which is all that it needs to go
 /// on as the same node after its next start.
 fn mend(records: &Records, kept: &Kept, attachments: &Attachments, dataplane: &Dataplane) -> bool {
-    if records.is_intact() {
+    if attachments.are_kept() {
         return false;
     }
     let Kept { record, credentials, identity, state_dir } = kept;

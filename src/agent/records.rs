@@ -130,9 +130,17 @@ impl Records {
         self.write(MEMBER, member)
     }
 
-    /// Whether the state folder still has the record of membership.
-    pub fn is_intact(&self) -> bool {
-        self.state.path().join(MEMBER).exists()
+    /// Whether the state folder still has what makes this node a member, and the records of these
+    /// endpoints.
+    pub fn is_intact(&self, endpoints: impl Iterator<Item = EndpointId>) -> bool {
+        let there = |name: &str| self.state.path().join(name).exists();
+        let own = BACKED_UP.into_iter().chain([super::dataplane::START_COUNT]);
+        own.into_iter().all(there) && endpoints.into_iter().all(|id| there(&endpoint_file(id)))
+    }
+
+    /// Whether there is a table.
+    pub fn has_table(&self) -> bool {
+        self.state.path().join(TABLE).exists()
     }
 
     /// Writes the record of membership and what it needs again, into a folder that lost them.
