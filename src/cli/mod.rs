@@ -49,6 +49,8 @@ enum Command {
     Join(cluster::Join),
     /// Print what another node joins with
     JoinToken(cluster::JoinToken),
+    /// Take this node out of its cluster
+    Leave(leave::Leave),
     /// Show what this node is
     Info,
     /// The nodes of the cluster
@@ -59,15 +61,6 @@ enum Command {
     Network(network::Command),
     /// Put a container on a network
     Attach(attach::Attach),
-    /// Write everything that this manager keeps to a file
-    Backup(backup::Backup),
-    /// Print completions for a shell
-    Completion {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
-    /// Take this node out of its cluster
-    Leave(leave::Leave),
     /// Take a container off a network
     Detach(attach::Detach),
     /// The attachments of containers
@@ -79,6 +72,13 @@ enum Command {
     Peers(peers::Peers),
     /// Show this node's counters
     Stats,
+    /// Write everything that this manager keeps to a file
+    Backup(backup::Backup),
+    /// Print completions for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// How an answer is written.
