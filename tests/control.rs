@@ -1,6 +1,9 @@
 //! The control plane in one process, over loopback and without root: a manager, and nodes that join
 //! it, hear of what they must, and of nothing else.
 
+#[path = "control/trust.rs"]
+mod trust;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -12,18 +15,20 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use overlay::{
     agent::{
         Identity, StateDir,
+        certificate::Certificate,
         join::{self, Introduction, Joined},
         link::{LinkTask, LookFor},
+        renewal::RenewalTask,
     },
     api::{
         Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
         proto::{
-            AgentMessage, AwaitAcknowledgedRequest, CreateEndpointRequest, CreateEndpointResponse,
-            CreateNetworkRequest, Hello, JoinTokenRequest, JoinTokenResponse, LeaveRequest,
-            ListEndpointsRequest, ListEndpointsResponse, ListNodesRequest, NodeStatus, Ping,
-            RemoveEndpointRequest, Role, agent_message, attachment_client::AttachmentClient,
-            control_client::ControlClient, dispatch_client::DispatchClient,
-            membership_client::MembershipClient,
+            AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest, CreateEndpointRequest,
+            CreateEndpointResponse, CreateNetworkRequest, Hello, JoinTokenRequest,
+            JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
+            ListNodesRequest, NodeStatus, Ping, RemoveEndpointRequest, Role, agent_message,
+            attachment_client::AttachmentClient, control_client::ControlClient,
+            dispatch_client::DispatchClient, membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
@@ -31,7 +36,7 @@ use overlay::{
     manager::Manager,
     types::{Name, Node, NodeId},
 };
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::{Code, Response, Status, transport::Channel};
 
 /// A manager on a free port, and the folders of the nodes' keys.
@@ -45,8 +50,14 @@ struct Cluster {
 
 impl Cluster {
     async fn found() -> Self {
+        Self::found_for(Duration::from_secs(3600)).await
+    }
+
+    /// With certificates of so long a life.
+    async fn found_for(certificate_life: Duration) -> Self {
         let folders = tempfile::tempdir().unwrap();
-        let (manager, founded) = Manager::found(founding(&folders)).await.unwrap();
+        let founding = Founding { certificate_life, ..founding(&folders) };
+        let (manager, founded) = Manager::found(founding).await.unwrap();
         let first = Joined {
             cluster: founded.cluster,
             node: founded.node,
@@ -171,6 +182,7 @@ fn founding(folders: &tempfile::TempDir) -> Founding {
         address_pool: "10.0.0.0/8".parse().unwrap(),
         mask_length: 24,
         data_port: 7790,
+        certificate_life: Duration::from_secs(3600),
         node,
         certificate_key,
     }
@@ -190,39 +202,51 @@ fn introduction<'a>(identity: &'a Identity, name: &str) -> Introduction<'a> {
 
 /// An agent's link without a data plane.
 struct Agent {
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
     table: watch::Receiver<Arc<Table>>,
+    certificate: Arc<Certificate>,
+    connected: watch::Receiver<Option<Channel>>,
+    /// Counts the certificates that it got since.
+    renewed: watch::Receiver<usize>,
 }
 
 impl Agent {
     async fn start(cluster: &Cluster, joined: &Joined) -> Self {
-        let config = Arc::new(tls::member_config(&joined.credentials).unwrap());
+        let certificate = Arc::new(Certificate::new(joined.credentials.clone()).unwrap());
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
         let look_for: LookFor = Arc::new(|_| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
         let link = LinkTask::new(
             cluster.addr,
-            config,
+            certificate.clone(),
             Table::empty(joined.node.id),
             publish,
             look_for,
             channels,
         );
-        let task = tokio::spawn(link.run());
+        let (renewals, renewed) = watch::channel(0);
+        let renewal = RenewalTask::new(
+            cluster.addr,
+            joined.node.id,
+            cluster.identity(joined.node.name.as_str()),
+            certificate.clone(),
+            connected.clone(),
+            move |_: &Credentials| {
+                renewals.send_modify(|count| *count += 1);
+                Ok(())
+            },
+        );
+        let mut tasks = JoinSet::new();
+        tasks.spawn(link.run());
+        tasks.spawn(renewal.run());
         within(connected.wait_for(Option::is_some)).await.unwrap();
-        Self { task, table }
+        Self { _tasks: tasks, table, certificate, connected, renewed }
     }
 
     /// Waits until the table is as wanted, and returns it.
     async fn until(&mut self, wanted: impl Fn(&Table) -> bool) -> Arc<Table> {
         within(self.table.wait_for(|table| wanted(table))).await.unwrap().clone()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -285,7 +309,10 @@ async fn a_wrong_secret_is_refused_and_tries_are_limited() {
         );
     }
     let limited = cluster.join_as("n2", &cluster.token).await.err().unwrap();
-    assert_eq!(limited.message(), "too many wrong tokens came from this address; wait a minute");
+    assert_eq!(
+        limited.message(),
+        "too many wrong tokens or keys came from this address; wait a minute"
+    );
     cluster.manager.shutdown().await;
 }
 
@@ -701,10 +728,14 @@ async fn a_thousand_uses_at_once_of_a_one_use_token_join_one_node() {
     let token = cluster.limited_token(Some(3600), Some(1)).await;
     let mut calls = Vec::new();
     for connection in 0..10 {
-        let client = cluster.stranger().await;
+        let mut client = cluster.stranger().await;
+        let challenge = client.challenge(ChallengeRequest {}).await.unwrap().into_inner();
         for number in 0..100 {
             let name = format!("j{}", connection * 100 + number);
-            let (mut request, _) = introduction(&cluster.identity(&name), &name).request().unwrap();
+            let identity = cluster.identity(&name);
+            let introduction = introduction(&identity, &name);
+            let (mut request, _) = introduction.request().unwrap();
+            introduction.answer(&challenge, &mut request).unwrap();
             request.token_secret = token.secret_text();
             let mut client = client.clone();
             calls.push(async move { client.join(request).await });

@@ -17,15 +17,17 @@ use tonic::{Status, transport::Channel};
 use tracing::warn;
 
 use super::{
+    Identity,
     attachments::Attachments,
+    certificate::Certificate,
     dataplane::Dataplane,
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
     records::Records,
+    renewal::RenewalTask,
 };
 use crate::{
-    api::tls,
     engine::membership::Table,
     types::{EndpointId, Node},
 };
@@ -42,6 +44,8 @@ pub struct Member {
     pub dataplane: Arc<Dataplane>,
     /// The endpoints of its containers.
     pub attachments: Arc<Attachments>,
+    identity: Identity,
+    certificate: Arc<Certificate>,
     records: Records,
     table: watch::Receiver<Arc<Table>>,
     tasks: Mutex<JoinSet<()>>,
@@ -79,6 +83,8 @@ impl Manager {
 pub struct Parts {
     /// What the node has become, now or in an earlier process.
     pub joined: Joined,
+    /// Its session key.
+    pub identity: Identity,
     /// Where its manager is.
     pub manager: SocketAddr,
     /// Its data plane.
@@ -131,6 +137,7 @@ impl Member {
         let dataplane = member.dataplane.clone();
         member.tasks().spawn(async move { dataplane.greet_peers().await });
         member.tasks().spawn(link);
+        member.keep_certificate();
         Ok(member)
     }
 
@@ -139,9 +146,9 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, manager, dataplane, ended, records } = parts;
+        let Parts { joined, identity, manager, dataplane, ended, records } = parts;
         let dataplane = Arc::new(dataplane);
-        let config = Arc::new(tls::member_config(&joined.credentials)?);
+        let certificate = Arc::new(Certificate::new(joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
         let (channels, connected) = watch::channel(None);
         let publish = {
@@ -159,7 +166,7 @@ impl Member {
                 Box::pin(async move { dataplane.look_for(node).await })
             })
         };
-        let link = LinkTask::new(manager, config, table, publish, look_for, channels);
+        let link = LinkTask::new(manager, certificate.clone(), table, publish, look_for, channels);
         let manager = Manager { addr: manager, connected };
         let (ended_sender, ended) = ended;
         let attachments = Attachments::new(
@@ -176,12 +183,30 @@ impl Member {
             manager,
             dataplane,
             attachments: Arc::new(attachments),
+            identity,
+            certificate,
             records,
             table: current,
             tasks: Mutex::default(),
         });
         member.keep(ended);
         Ok((member, link.run()))
+    }
+
+    /// Starts to keep the certificate valid, which needs that the membership is on disk.
+    pub fn keep_certificate(&self) {
+        let records = self.records.clone();
+        let renewal = RenewalTask::new(
+            self.manager.addr,
+            self.node.id,
+            self.identity.clone(),
+            self.certificate.clone(),
+            self.manager.connected.clone(),
+            move |credentials: &_| {
+                tokio::task::block_in_place(|| records.put_credentials(credentials))
+            },
+        );
+        self.tasks().spawn(renewal.run());
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.

@@ -37,7 +37,8 @@ use super::{
 };
 use crate::{
     api::{
-        DEFAULT_PORT, Ending, Founded, Founding, JoinToken, Reopened, Reopening, channel,
+        CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, JoinToken,
+        Reopened, Reopening, channel,
         proto::{
             InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
             LeaveClusterRequest, LeaveClusterResponse,
@@ -372,6 +373,11 @@ impl Node {
         let mask_length = u8::try_from(length).map_err(|_| {
             bad("--default-addr-pool-mask-length", format!("{length} is no prefix length; use 24"))
         })?;
+        let certificate_life =
+            request.certificate_life_s.map_or(CERTIFICATE_LIFE, Duration::from_secs);
+        if !CERTIFICATE_LIVES.contains(&certificate_life) {
+            return Err(bad("--cert-expiry", "use 1m to 90d".to_owned()));
+        }
         let name = request.name.as_deref();
         let introduction = self.introduction(name, advertised, data, &addresses)?;
         let (node, certificate_key) = introduction.request().map_err(refused)?;
@@ -381,6 +387,7 @@ impl Node {
             address_pool,
             mask_length,
             data_port,
+            certificate_life,
             node,
             certificate_key,
         };
@@ -424,6 +431,7 @@ impl Node {
             member.shutdown().await;
             return Err(error);
         }
+        member.keep_certificate();
         Ok(member)
     }
 
@@ -454,7 +462,8 @@ impl Node {
         let dataplane =
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
-        Ok(Parts { joined, manager, dataplane, ended, records })
+        let identity = self.identity.clone();
+        Ok(Parts { joined, identity, manager, dataplane, ended, records })
     }
 }
 

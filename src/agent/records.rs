@@ -104,8 +104,16 @@ impl Records {
         member: &MemberRecord,
         credentials: &Credentials,
     ) -> anyhow::Result<()> {
-        self.state.write(CREDENTIALS, &pem_bundle(credentials))?;
+        self.put_credentials(credentials)?;
         self.write(MEMBER, member)
+    }
+
+    /// Writes newer credentials in the place of those before.
+    ///
+    /// # Errors
+    /// The file cannot be written; those before stay.
+    pub fn put_credentials(&self, credentials: &Credentials) -> anyhow::Result<()> {
+        self.state.write(CREDENTIALS, &pem_bundle(credentials))
     }
 
     /// Forgets the membership, and all that belongs to it.

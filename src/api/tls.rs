@@ -68,7 +68,7 @@ pub fn join_statement(public_key: &[u8], certificate_key: &[u8]) -> Vec<u8> {
 }
 
 /// The manager's side: shows its certificate and the root; takes clients with a certificate of the
-/// root, and clients without one, which may only join.
+/// root, and clients without one, which may only join or renew.
 ///
 /// # Errors
 /// The key does not fit the certificate.
@@ -100,6 +100,19 @@ pub fn member_config(credentials: &Credentials) -> Result<ClientConfig, Error> {
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots(&credentials.root)?)
         .with_client_auth_cert(chain, credentials.key.clone_key())?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// The side of a member that shows no certificate, and may only renew the one that it has.
+///
+/// # Errors
+/// The root is none.
+pub fn unknown_config(root: &CertificateDer<'_>) -> Result<ClientConfig, Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(root)?)
+        .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }

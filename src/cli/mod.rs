@@ -146,6 +146,7 @@ mod tests {
         check(&["join-token", "worker", "--rotate", "--uses", "1"]);
         check(&["join-token", "worker", "--uses", "0"]);
         check(&["join-token", "worker", "--ttl", "soon"]);
+        check(&["init", "--cert-expiry", "30s"]);
         check(&["run", "--network", "blue"]);
         check(&["peers", "--watch", "extra"]);
     }
@@ -176,6 +177,7 @@ mod tests {
         check("detach web");
         check("endpoint ls --network blue --all");
         check("endpoint inspect web");
+        check("init --cert-expiry 1h");
         check("run --network blue -- ip addr");
         check("peers --network blue --watch --json");
         check("stats --json");

@@ -7,6 +7,7 @@
 
 mod admission;
 mod attachment;
+mod certificate;
 mod control;
 mod dispatch;
 mod listener;
@@ -30,19 +31,21 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use arc_swap::ArcSwap;
 use futures_util::stream;
+use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Status, transport::Server};
 use tracing::{info, warn};
 
 use self::{
     admission::Admission,
+    certificate::CertificateTask,
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
@@ -52,7 +55,7 @@ use self::{
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening, Validity,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
@@ -80,12 +83,16 @@ struct Shared {
     node: NodeId,
     advertise_addr: SocketAddr,
     data_port: u16,
+    /// How long certificates of nodes are valid.
+    certificate_life: Duration,
     trust: Arc<Trust>,
     dispatcher: Arc<Dispatcher>,
     log: Log,
     admission: Arc<Admission>,
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
+    /// What the listener shows, and whom it takes.
+    tls: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl Manager {
@@ -136,12 +143,13 @@ impl Manager {
         let log = start_log(file, dispatcher.clone())?;
         let node = register_first(&log, cluster, secrets, &founding).await?;
         let point = membership::proven_key(&founding.node).map_err(refused)?;
+        let life = founding.certificate_life;
         let credentials = tls::Credentials {
-            certificate: trust.issue(node.id, node.role, point)?,
+            certificate: trust.issue(node.id, node.role, point, life)?,
             key: founding.certificate_key,
             root: trust.root().clone(),
         };
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let (tls, validity) = certificate::of_listener(&trust, node.id, life)?;
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
@@ -151,16 +159,18 @@ impl Manager {
             node: node.id,
             advertise_addr: node.advertise_addr,
             data_port: founding.data_port,
+            certificate_life: life,
             trust,
             dispatcher,
             log,
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
+            tls: Arc::new(ArcSwap::from_pointee(tls)),
         });
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
-        Ok((Self::serve(shared, listener, acceptor), founded))
+        Ok((Self::serve(shared, listener, validity), founded))
     }
 
     /// Serves a cluster again that was founded in this state folder. No node is connected yet;
@@ -186,6 +196,7 @@ impl Manager {
             bail!("the log {path} holds no cluster; restore a backup with overlayd --restore");
         };
         let (cluster, data_port) = (settings.id, settings.data_port);
+        let life = Duration::from_secs(settings.certificate_life_s);
         let trust = Arc::new(Trust::open(cluster, secrets, &ManagerKey::open(&folder)?)?);
         let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
         let Some(node) = node.filter(|_| *trust.root() == credentials.root) else {
@@ -196,7 +207,7 @@ impl Manager {
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let (tls, validity) = certificate::of_listener(&trust, node.id, life)?;
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let shared = Arc::new(Shared {
             folder,
@@ -204,22 +215,26 @@ impl Manager {
             node: node.id,
             advertise_addr: node.advertise_addr,
             data_port,
+            certificate_life: life,
             trust,
             dispatcher,
             log,
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
+            tls: Arc::new(ArcSwap::from_pointee(tls)),
         });
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
-        Ok((Self::serve(shared, listener, acceptor), Reopened { cluster, node, listen_addr }))
+        Ok((Self::serve(shared, listener, validity), Reopened { cluster, node, listen_addr }))
     }
 
-    fn serve(shared: Arc<Shared>, listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+    fn serve(shared: Arc<Shared>, listener: TcpListener, validity: Validity) -> Self {
         shared.spawn(LivenessTask::new(shared.clone()).run());
+        shared.spawn(CertificateTask::new(shared.clone(), validity).run());
         let (connections, incoming) = mpsc::channel(ACCEPTED);
-        let task = ListenerTask::new(listener, acceptor, shared.admission.clone(), connections);
+        let (tls, admission) = (shared.tls.clone(), shared.admission.clone());
+        let task = ListenerTask::new(listener, tls, admission, connections);
         let accepting = tokio::spawn(task.run());
         let (stop, stopped) = oneshot::channel();
         let incoming =
@@ -290,6 +305,11 @@ impl Shared {
         let id = caller.node.ok_or_else(|| {
             Status::unauthenticated("this call needs a node's certificate; join the cluster first")
         })?;
+        self.registered(id)
+    }
+
+    /// Returns a node as the state has it now.
+    fn registered(&self, id: NodeId) -> Result<Node, Status> {
         self.log.read(|state| state.node(id).cloned()).ok_or_else(|| {
             Status::unauthenticated(format!(
                 "node {id} is not a member of this cluster any more; join it anew"
@@ -357,6 +377,7 @@ async fn register_first(
         mask_length: founding.mask_length,
         ula: random::ula()?,
         data_port: founding.data_port,
+        certificate_life_s: founding.certificate_life.as_secs(),
     };
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
     let request = founding.node.clone();

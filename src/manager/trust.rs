@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     api::{
-        JoinToken,
+        BACKDATED, JoinToken,
         tls::{MANAGER_NAME, join_statement, node_name, root_digest},
     },
     engine::cluster::Secrets,
@@ -106,7 +106,8 @@ impl Trust {
         &self.root
     }
 
-    /// Signs a certificate for a node's key. A manager's carries the managers' name as well.
+    /// Signs a certificate for a node's key, valid for so long. A manager's carries the managers' name
+    /// as well.
     ///
     /// # Errors
     /// The key is none that can be certified.
@@ -115,8 +116,9 @@ impl Trust {
         node: NodeId,
         role: Role,
         key: CertificateKey,
+        life: Duration,
     ) -> anyhow::Result<CertificateDer<'static>> {
-        let mut params = params(&node.to_string(), NODE_LIFE)?;
+        let mut params = params(&node.to_string(), life)?;
         let mut names = vec![node_name(node)];
         let mut usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         match role {
@@ -179,6 +181,11 @@ impl Trust {
 pub struct CertificateKey(Vec<u8>);
 
 impl CertificateKey {
+    /// Takes the public half of a key of this process.
+    pub fn of(key: &KeyPair) -> Self {
+        Self(key.public_key_raw().to_vec())
+    }
+
     /// Takes a key whose holder signed the statement that binds it to the session key.
     ///
     /// # Errors
@@ -247,8 +254,6 @@ impl hkdf::KeyType for Length {
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// As long as Swarm's: a root is changed by rotation, not by its end.
 const ROOT_LIFE: Duration = DAY.saturating_mul(20 * 365);
-const NODE_LIFE: Duration = DAY.saturating_mul(30);
-const BACKDATED: Duration = Duration::from_secs(3600);
 /// Older tokens than these are no more than wrong: telling them apart is a kindness.
 const REMEMBERED: u64 = 16;
 /// Of the cluster secret.

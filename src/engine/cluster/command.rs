@@ -78,6 +78,13 @@ pub struct Cluster {
     pub ula: Ipv6Net,
     /// The port that every node takes sealed datagrams on.
     pub data_port: u16,
+    /// How long certificates of nodes are valid.
+    #[serde(default = "thirty_days")]
+    pub certificate_life_s: u64,
+}
+
+fn thirty_days() -> u64 {
+    30 * 24 * 3600
 }
 
 /// See [`Command::RegisterNode`].

@@ -66,6 +66,7 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         mask_length,
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
+        certificate_life_s: 3600,
     };
     let secrets = Secrets {
         root: vec![1],

@@ -34,6 +34,7 @@ impl Fixture {
             mask_length: 16,
             ula: "fd00::/48".parse().unwrap(),
             data_port: 7790,
+            certificate_life_s: 3600,
         };
         fixture.apply(Command::CreateCluster { cluster, secrets }).await;
         for id in 1..=3 {
