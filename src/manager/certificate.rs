@@ -50,7 +50,7 @@ pub fn of_listener(
     let certificate = trust.issue(node, Role::Manager, CertificateKey::of(&key), life)?;
     let validity = Validity::of(&certificate).context("read the certificate")?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let credentials = Credentials { certificate, key, root: trust.root().clone() };
+    let credentials = Credentials { certificate, key, root: trust.root() };
     Ok((tls::server_config(&credentials)?, validity))
 }
 

@@ -16,6 +16,7 @@ pub mod log;
 mod manager_key;
 mod membership;
 mod random;
+mod rotation;
 mod session;
 mod status;
 mod tokens;
@@ -51,6 +52,7 @@ use self::{
     liveness::{LivenessTask, NodeWatch},
     log::{Log, LogFile, Snapshots},
     manager_key::ManagerKey,
+    rotation::RotationTask,
     trust::Trust,
 };
 use crate::{
@@ -116,7 +118,7 @@ impl Manager {
                 return Err(error);
             }
         };
-        let founded = Self::found_in(&folder, file, &key, listener, founding).await;
+        let founded = Self::found_in(&folder, file, key, listener, founding).await;
         if founded.is_err() {
             remove(&folder);
         }
@@ -126,7 +128,7 @@ impl Manager {
     async fn found_in(
         folder: &Path,
         file: LogFile,
-        key: &ManagerKey,
+        key: ManagerKey,
         listener: TcpListener,
         mut founding: Founding,
     ) -> anyhow::Result<(Self, Founded)> {
@@ -137,8 +139,8 @@ impl Manager {
             founding.node.advertise_addr = advertise.to_string();
         }
         let cluster = random::bytes()?;
-        let trust = Arc::new(Trust::new(cluster)?);
-        let secrets = trust.sealed(key)?;
+        let trust = Arc::new(Trust::new(cluster, key)?);
+        let secrets = trust.sealed()?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         let log = start_log(file, dispatcher.clone())?;
         let node = register_first(&log, cluster, secrets, &founding).await?;
@@ -147,7 +149,7 @@ impl Manager {
         let credentials = tls::Credentials {
             certificate: trust.issue(node.id, node.role, point, life)?,
             key: founding.certificate_key,
-            root: trust.root().clone(),
+            root: trust.root(),
         };
         let (tls, validity) = certificate::of_listener(&trust, node.id, life)?;
         let generation = log.read(|state| state.token_generation(Role::Worker));
@@ -197,9 +199,9 @@ impl Manager {
         };
         let (cluster, data_port) = (settings.id, settings.data_port);
         let life = Duration::from_secs(settings.certificate_life_s);
-        let trust = Arc::new(Trust::open(cluster, secrets, &ManagerKey::open(&folder)?)?);
+        let trust = Arc::new(Trust::open(cluster, secrets, ManagerKey::open(&folder)?)?);
         let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
-        let Some(node) = node.filter(|_| *trust.root() == credentials.root) else {
+        let Some(node) = node.filter(|_| trust.root() == credentials.root) else {
             bail!(
                 "this node is no manager of the cluster in the log {path}; restore a backup with overlayd --restore"
             );
@@ -232,6 +234,7 @@ impl Manager {
     fn serve(shared: Arc<Shared>, listener: TcpListener, validity: Validity) -> Self {
         shared.spawn(LivenessTask::new(shared.clone()).run());
         shared.spawn(CertificateTask::new(shared.clone(), validity).run());
+        shared.spawn(RotationTask::new(shared.clone()).run());
         let (connections, incoming) = mpsc::channel(ACCEPTED);
         let (tls, admission) = (shared.tls.clone(), shared.admission.clone());
         let task = ListenerTask::new(listener, tls, admission, connections);

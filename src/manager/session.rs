@@ -163,9 +163,9 @@ impl SessionTask {
                                 }
                             }
                         }
-                        Due::Snapshot => {
+                        Due::Snapshot(scopes) => {
                             drop(permit);
-                            if !self.resync(handle, None).await {
+                            if !self.resync(handle, scopes).await {
                                 return Ended::Closed;
                             }
                         }

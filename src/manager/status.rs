@@ -37,9 +37,10 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::SubnetsExhausted { .. }
         | Refusal::VnisExhausted
         | Refusal::AddressesExhausted { .. } => Code::ResourceExhausted,
-        Refusal::ClusterExists | Refusal::NoCluster | Refusal::NetworkInUse { .. } => {
-            Code::FailedPrecondition
-        }
+        Refusal::ClusterExists
+        | Refusal::NoCluster
+        | Refusal::SecretRotating
+        | Refusal::NetworkInUse { .. } => Code::FailedPrecondition,
         Refusal::NotYours { .. }
         | Refusal::TokenUnknown
         | Refusal::TokenRotated

@@ -1,14 +1,19 @@
 //! Who is believed: the cluster's root, the certificates that it signs, the standing join tokens,
-//! and the keys of pairs of nodes. The secrets behind them leave this file's type sealed only.
+//! and the keys of pairs of nodes. The secrets behind them leave this file's type sealed only. They
+//! follow the state: whoever applies a change of them has them opened anew.
 //!
 //! ```text
 //! token key      --HKDF(role, generation)------------> secret of a standing token
 //! cluster secret --HKDF(cluster id, lower, higher)---> psk of a pair, one an epoch
 //! ```
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
 use aws_lc_rs::{constant_time, hkdf, signature};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -31,79 +36,92 @@ use crate::{
     types::{NodeId, Psk, Role},
 };
 
-/// The cluster's secrets, opened.
+/// The cluster's secrets, and the key that opens them.
 pub struct Trust {
     cluster: [u8; 16],
-    root: CertificateDer<'static>,
-    epoch: u32,
-    issuer: Issuer<'static, KeyPair>,
-    token_key: Zeroizing<[u8; 32]>,
-    cluster_secret: Zeroizing<[u8; 32]>,
+    key: ManagerKey,
+    opened: ArcSwap<Opened>,
 }
+
+/// The secrets, opened.
+struct Opened {
+    root: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    token_key: Secret,
+    /// The cluster secrets by epoch, the newest first.
+    cluster_secrets: Vec<(u32, Secret)>,
+}
+
+type Secret = Zeroizing<[u8; 32]>;
 
 impl Trust {
     /// Makes the secrets of a new cluster.
     ///
     /// # Errors
     /// The random source or the making of the root fails.
-    pub fn new(cluster: [u8; 16]) -> anyhow::Result<Self> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make the root's key")?;
+    pub fn new(cluster: [u8; 16], key: ManagerKey) -> anyhow::Result<Self> {
+        let root_key =
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make the root's key")?;
         let params = root_params()?;
-        let root = params.self_signed(&key).context("sign the root certificate")?;
-        Ok(Self {
-            cluster,
+        let root = params.self_signed(&root_key).context("sign the root certificate")?;
+        let opened = Opened {
             root: root.der().clone(),
-            epoch: FIRST_EPOCH,
-            issuer: Issuer::new(params, key),
+            issuer: Issuer::new(params, root_key),
             token_key: Zeroizing::new(random::bytes()?),
-            cluster_secret: Zeroizing::new(random::bytes()?),
-        })
+            cluster_secrets: vec![(FIRST_EPOCH, Zeroizing::new(random::bytes()?))],
+        };
+        Ok(Self { cluster, key, opened: ArcSwap::from_pointee(opened) })
     }
 
     /// Opens the secrets of a cluster.
     ///
     /// # Errors
     /// They are not sealed with that key.
-    pub fn open(cluster: [u8; 16], secrets: &Secrets, key: &ManagerKey) -> anyhow::Result<Self> {
-        let root_key = key.unseal(&cluster, Purpose::RootKey, &secrets.root_key)?;
-        let root_key = PrivatePkcs8KeyDer::from(root_key.as_slice());
-        let root_key = KeyPair::from_pkcs8_der_and_sign_algo(&root_key, &PKCS_ECDSA_P256_SHA256)
-            .context("read the root's key")?;
-        let fixed = |purpose, sealed: &[u8]| {
-            let secret = key.unseal(&cluster, purpose, sealed)?;
-            let secret = <[u8; 32]>::try_from(secret.as_slice());
-            secret.map(Zeroizing::new).context("a secret has another length")
-        };
-        Ok(Self {
-            cluster,
-            root: CertificateDer::from(secrets.root.clone()),
-            epoch: secrets.epoch,
-            // A signature names the root by its name and key, which are the same as ever.
-            issuer: Issuer::new(root_params()?, root_key),
-            token_key: fixed(Purpose::TokenKey, &secrets.token_key)?,
-            cluster_secret: fixed(Purpose::ClusterSecret, &secrets.cluster_secret)?,
-        })
+    pub fn open(cluster: [u8; 16], secrets: &Secrets, key: ManagerKey) -> anyhow::Result<Self> {
+        let opened = ArcSwap::from_pointee(Opened::open(&cluster, secrets, &key)?);
+        Ok(Self { cluster, key, opened })
     }
 
-    /// Seals the secrets for the state.
+    /// Opens the secrets as the state has them now.
+    ///
+    /// # Errors
+    /// They are not sealed with the manager's key; those before stay.
+    pub fn follow(&self, secrets: &Secrets) -> anyhow::Result<()> {
+        self.opened.store(Arc::new(Opened::open(&self.cluster, secrets, &self.key)?));
+        Ok(())
+    }
+
+    /// Seals the secrets for the state of a new cluster.
     ///
     /// # Errors
     /// The random source fails.
-    pub fn sealed(&self, key: &ManagerKey) -> anyhow::Result<Secrets> {
-        let seal = |purpose, secret: &[u8]| key.seal(&self.cluster, purpose, secret);
-        let root_key = Zeroizing::new(self.issuer.key().serialize_der());
+    pub fn sealed(&self) -> anyhow::Result<Secrets> {
+        let opened = self.opened.load();
+        let seal = |purpose, secret: &[u8]| self.key.seal(&self.cluster, purpose, secret);
+        let root_key = Zeroizing::new(opened.issuer.key().serialize_der());
+        let (epoch, secret) = opened.cluster_secrets.first().context("no cluster secret")?;
         Ok(Secrets {
-            root: self.root.to_vec(),
+            root: opened.root.to_vec(),
             root_key: seal(Purpose::RootKey, &root_key)?,
-            token_key: seal(Purpose::TokenKey, self.token_key.as_slice())?,
-            cluster_secret: seal(Purpose::ClusterSecret, self.cluster_secret.as_slice())?,
-            epoch: self.epoch,
+            token_key: seal(Purpose::TokenKey, opened.token_key.as_slice())?,
+            cluster_secret: seal(Purpose::ClusterSecret, secret.as_slice())?,
+            epoch: *epoch,
+            older: None,
         })
     }
 
+    /// Draws a cluster secret, sealed.
+    ///
+    /// # Errors
+    /// The random source fails.
+    pub fn draw_secret(&self) -> anyhow::Result<Vec<u8>> {
+        let secret: Secret = Zeroizing::new(random::bytes()?);
+        self.key.seal(&self.cluster, Purpose::ClusterSecret, secret.as_slice())
+    }
+
     /// Returns the root certificate.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.opened.load().root.clone()
     }
 
     /// Signs a certificate for a node's key, valid for so long. A manager's carries the managers' name
@@ -132,7 +150,8 @@ impl Trust {
         params.extended_key_usages = usages;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).context("sign a certificate")?;
+        let certificate =
+            params.signed_by(&key, &self.opened.load().issuer).context("sign a certificate")?;
         Ok(certificate.der().clone())
     }
 
@@ -144,8 +163,9 @@ impl Trust {
         };
         let generation = generation.to_be_bytes();
         let info = [b"overlay join token 1".as_slice(), role, &generation];
-        let secret = derive(&self.token_key, &info);
-        JoinToken { digest: root_digest(&self.root), secret: Zeroizing::new(secret) }
+        let opened = self.opened.load();
+        let secret = derive(&opened.token_key, &info);
+        JoinToken { digest: root_digest(&opened.root), secret: Zeroizing::new(secret) }
     }
 
     /// Returns whose standing token has this secret, and its generation, which is `newest` of the
@@ -166,14 +186,46 @@ impl Trust {
 
     /// Returns keys of nobody in the epochs of every pair's, the newest first.
     pub fn epoch_keys(&self) -> Vec<Psk> {
-        vec![Psk { epoch: self.epoch, key: [0; 32] }]
+        let opened = self.opened.load();
+        let secrets = opened.cluster_secrets.iter();
+        secrets.map(|(epoch, _)| Psk { epoch: *epoch, key: [0; 32] }).collect()
     }
 
     /// Returns the keys of a pair of nodes, the newest epoch first.
     pub fn pair_keys(&self, a: NodeId, b: NodeId) -> Vec<Psk> {
         let (lower, higher) = (a.min(b).to_bytes(), a.max(b).to_bytes());
         let info = [b"overlay pair 1".as_slice(), &self.cluster, &lower, &higher];
-        vec![Psk { epoch: self.epoch, key: derive(&self.cluster_secret, &info) }]
+        let opened = self.opened.load();
+        let key =
+            |(epoch, secret): &(u32, Secret)| Psk { epoch: *epoch, key: derive(secret, &info) };
+        opened.cluster_secrets.iter().map(key).collect()
+    }
+}
+
+impl Opened {
+    fn open(cluster: &[u8; 16], secrets: &Secrets, key: &ManagerKey) -> anyhow::Result<Self> {
+        let root_key = key.unseal(cluster, Purpose::RootKey, &secrets.root_key)?;
+        let root_key = PrivatePkcs8KeyDer::from(root_key.as_slice());
+        let root_key = KeyPair::from_pkcs8_der_and_sign_algo(&root_key, &PKCS_ECDSA_P256_SHA256)
+            .context("read the root's key")?;
+        let fixed = |purpose, sealed: &[u8]| {
+            let secret = key.unseal(cluster, purpose, sealed)?;
+            let secret = <[u8; 32]>::try_from(secret.as_slice());
+            secret.map(Zeroizing::new).map_err(|_| anyhow!("a secret has another length"))
+        };
+        let newest = (secrets.epoch, &secrets.cluster_secret);
+        let older = secrets.older.as_ref().map(|older| (older.epoch, &older.secret));
+        let cluster_secrets = [newest].into_iter().chain(older);
+        let opened = |(epoch, sealed): (u32, &Vec<u8>)| {
+            anyhow::Ok((epoch, fixed(Purpose::ClusterSecret, sealed)?))
+        };
+        Ok(Self {
+            root: CertificateDer::from(secrets.root.clone()),
+            // A signature names the root by its name and key, which are the same as ever.
+            issuer: Issuer::new(root_params()?, root_key),
+            token_key: fixed(Purpose::TokenKey, &secrets.token_key)?,
+            cluster_secrets: cluster_secrets.map(opened).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -262,10 +314,16 @@ const FIRST_EPOCH: u32 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::cluster::OlderSecret;
+
+    fn new(cluster: u8) -> Trust {
+        let folder = tempfile::tempdir().unwrap();
+        Trust::new([cluster; 16], ManagerKey::create(folder.path()).unwrap()).unwrap()
+    }
 
     #[test]
     fn tokens_tell_roles_generations_and_clusters_apart() {
-        let (one, other) = (Trust::new([1; 16]).unwrap(), Trust::new([1; 16]).unwrap());
+        let (one, other) = (new(1), new(1));
         let (worker, manager) = (one.token(Role::Worker, 1), one.token(Role::Manager, 1));
         assert_eq!(one.token(Role::Worker, 1), worker, "a standing token stays");
         let first = |_| 1;
@@ -284,29 +342,51 @@ mod tests {
 
     #[test]
     fn both_nodes_of_a_pair_get_the_same_key_and_no_other_pair_does() {
-        let trust = Trust::new([1; 16]).unwrap();
+        let trust = new(1);
         let [a, b, c] = [1, 2, 3].map(NodeId::from_u128);
         assert!(trust.pair_keys(a, b) == trust.pair_keys(b, a));
         assert!(trust.pair_keys(a, b) != trust.pair_keys(a, c));
-        assert!(trust.pair_keys(a, b) != Trust::new([1; 16]).unwrap().pair_keys(a, b));
+        assert!(trust.pair_keys(a, b) != new(1).pair_keys(a, b));
+    }
+
+    #[test]
+    fn during_a_rotation_a_pair_has_the_keys_of_two_epochs() {
+        let trust = new(1);
+        let [a, b] = [1, 2].map(NodeId::from_u128);
+        let before = trust.pair_keys(a, b);
+        let first = trust.sealed().unwrap();
+        let older = OlderSecret { epoch: 1, secret: first.cluster_secret.clone(), since: 7 };
+        let cluster_secret = trust.draw_secret().unwrap();
+        let rotated = Secrets { cluster_secret, epoch: 2, older: Some(older), ..first };
+        trust.follow(&rotated).unwrap();
+        let both = trust.pair_keys(a, b);
+        let epochs = |keys: &[Psk]| keys.iter().map(|psk| psk.epoch).collect::<Vec<_>>();
+        assert_eq!(epochs(&both), [2, 1]);
+        assert_eq!(epochs(&trust.epoch_keys()), [2, 1]);
+        assert!(both[1] == before[0] && both[0].key != before[0].key);
+        trust.follow(&Secrets { older: None, ..rotated }).unwrap();
+        assert!(trust.pair_keys(a, b) == both[..1]);
+        let bent = Secrets { cluster_secret: vec![0; 60], ..trust.sealed().unwrap() };
+        assert!(trust.follow(&bent).is_err());
+        assert!(trust.pair_keys(a, b) == both[..1], "those before stay");
     }
 
     #[test]
     fn secrets_that_were_sealed_are_opened_by_the_managers_key_only() {
         let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let key = ManagerKey::create(folder.path()).unwrap();
-        let trust = Trust::new([1; 16]).unwrap();
-        let secrets = trust.sealed(&key).unwrap();
-        let again = Trust::open([1; 16], &secrets, &key).unwrap();
+        let key = || ManagerKey::open(folder.path()).unwrap();
+        let trust = Trust::new([1; 16], ManagerKey::create(folder.path()).unwrap()).unwrap();
+        let secrets = trust.sealed().unwrap();
+        let again = Trust::open([1; 16], &secrets, key()).unwrap();
         let [a, b] = [1, 2].map(NodeId::from_u128);
         assert_eq!(again.root(), trust.root());
         assert_eq!(again.token(Role::Worker, 3), trust.token(Role::Worker, 3));
         assert!(again.pair_keys(a, b) == trust.pair_keys(a, b));
-        assert!(Trust::open([2; 16], &secrets, &key).is_err(), "of another cluster");
+        assert!(Trust::open([2; 16], &secrets, key()).is_err(), "of another cluster");
         let other = ManagerKey::create(other.path()).unwrap();
-        assert!(Trust::open([1; 16], &secrets, &other).is_err(), "with another key");
+        assert!(Trust::open([1; 16], &secrets, other).is_err(), "with another key");
         let swapped = Secrets { token_key: secrets.cluster_secret.clone(), ..secrets };
-        assert!(Trust::open([1; 16], &swapped, &key).is_err(), "one for the other");
+        assert!(Trust::open([1; 16], &swapped, key()).is_err(), "one for the other");
     }
 
     #[test]

@@ -233,3 +233,40 @@ async fn a_clock_that_is_wrong_is_named() {
         "the certificate of manager M is not valid any more by this host's clock; check the time on both"
     );
 }
+
+fn epochs_of(table: &Table, peer: &Joined) -> Vec<u32> {
+    let peer = table.peers.get(&peer.node.id);
+    peer.map(|peer| peer.psks.iter().map(|psk| psk.epoch).collect()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn when_a_node_goes_the_others_get_other_keys_and_the_former_end() {
+    let cluster = Cluster::found().await;
+    let [n2, n3, n4] =
+        [cluster.worker("n2").await, cluster.worker("n3").await, cluster.worker("n4").await];
+    cluster.network("blue").await;
+    for node in [&n2, &n3, &n4] {
+        cluster.endpoint(node, "blue").await;
+    }
+    let mut a2 = Agent::start(&cluster, &n2).await;
+    let mut a3 = Agent::start(&cluster, &n3).await;
+    let before = a2.until(|table| table.endpoints.len() == 3).await;
+    assert_eq!(epochs_of(&before, &n3), [1]);
+
+    join::leave(cluster.channel(&n4.credentials).await).await.unwrap();
+    let after = a2.until(|table| epochs_of(table, &n3) == [2]).await;
+    let other = a3.until(|table| epochs_of(table, &n2) == [2]).await;
+    assert!(!after.peers.contains_key(&n4.node.id));
+    let key = |table: &Table, peer: &Joined| table.peers[&peer.node.id].psks.clone();
+    assert!(key(&after, &n3) == key(&other, &n2), "the pair has one key");
+    assert!(key(&after, &n3)[0].key != key(&before, &n3)[0].key);
+
+    // A manager that starts again has the same keys, and one that is not heard gets them first.
+    drop((a2, a3));
+    let cluster = cluster.restarted().await;
+    let mut a2 = Agent::start(&cluster, &n2).await;
+    let again = a2.until(|table| !table.peers.is_empty()).await;
+    assert!(key(&again, &n3) == key(&after, &n3));
+    drop(a2);
+    cluster.manager.shutdown().await;
+}

@@ -152,6 +152,7 @@ pub fn cluster() -> Command {
         token_key: vec![3; 60],
         cluster_secret: vec![4; 60],
         epoch: 1,
+        older: None,
     };
     Command::CreateCluster { cluster, secrets }
 }

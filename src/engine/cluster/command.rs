@@ -39,6 +39,16 @@ pub enum Command {
         /// The proposer's clock, in seconds since 1970.
         now_s: u64,
     },
+    /// Gives the cluster secret a successor.
+    RotateSecret {
+        /// The next secret, sealed.
+        secret: Vec<u8>,
+    },
+    /// Ends the keys of the cluster secret before the newest.
+    DropOlderSecret {
+        /// Its epoch.
+        epoch: u32,
+    },
     /// Notes whether a node is heard.
     SetNodeStatus {
         /// Which node.
@@ -203,6 +213,8 @@ pub enum Event {
     EndpointCreated(Endpoint),
     /// An endpoint ended.
     EndpointRemoved(Endpoint),
+    /// The keys of all pairs of nodes changed.
+    SecretsChanged,
 }
 
 /// An applied command.

@@ -38,7 +38,7 @@ pub use self::{
     reference::resolve,
     refusal::{Kind, Refusal},
     scope::Scope,
-    secrets::Secrets,
+    secrets::{OlderSecret, Secrets},
     token::{CreateToken, TokenHash, TokenUse},
 };
 use self::{network::NetworkEntry, serial::Serial, token::Tokens};
@@ -61,6 +61,8 @@ pub struct State {
     node_endpoints: BTreeMap<NodeId, BTreeSet<EndpointId>>,
     #[serde(default)]
     tokens: Tokens,
+    #[serde(default)]
+    secret_due: bool,
 }
 
 /// The cluster's settings, and what is handed out cluster-wide.
@@ -86,6 +88,8 @@ impl State {
             Command::CreateCluster { cluster, secrets } => self.create_cluster(cluster, secrets),
             Command::RegisterNode(register) => self.register_node(register),
             Command::CreateToken(create) => self.create_token(create),
+            Command::RotateSecret { secret } => self.rotate_secret(secret),
+            Command::DropOlderSecret { epoch } => self.drop_older_secret(epoch),
             Command::RotateToken { role, now_s } => self.rotate_token(role, now_s),
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
             Command::UpdateNode(update) => self.update_node(update),

@@ -31,7 +31,7 @@ impl State {
 
         self.use_token(token, &node);
         let mut events = match former {
-            Some(former) => self.remove_node(former)?.events,
+            Some(former) => self.take_out(former)?,
             None => Vec::new(),
         };
         underlays.truncate(MAX_UNDERLAYS);
@@ -75,6 +75,12 @@ impl State {
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Applied, Refusal> {
+        let events = self.take_out(id)?;
+        self.secret_due = true;
+        Ok(Applied { outcome: Outcome::Done, events })
+    }
+
+    fn take_out(&mut self, id: NodeId) -> Result<Vec<Event>, Refusal> {
         let node = self.nodes.remove(&id).ok_or_else(|| unknown(Kind::Node, id))?;
         self.node_names.remove(&node.name);
         self.underlays.remove(&id);
@@ -85,7 +91,7 @@ impl State {
             events.extend(self.free_endpoint(endpoint).map(Event::EndpointRemoved));
         }
         events.push(Event::NodeRemoved(id));
-        Ok(Applied { outcome: Outcome::Done, events })
+        Ok(events)
     }
 
     /// Finds the name that a new node gets; what its former self had is free to it.

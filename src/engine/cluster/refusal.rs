@@ -37,6 +37,8 @@ pub enum Refusal {
     ClusterExists,
     #[error("there is no cluster yet; make one with 'overlayctl init'")]
     NoCluster,
+    #[error("the cluster secret has a successor already; wait until all nodes have its keys")]
+    SecretRotating,
     #[error("address pool {pool} cannot hold subnets of length {mask_length}; {advice}")]
     PoolUnusable { pool: IpNet, mask_length: u8, advice: &'static str },
 

@@ -74,6 +74,7 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         token_key: vec![3],
         cluster_secret: vec![4],
         epoch: 1,
+        older: None,
     };
     Command::CreateCluster { cluster, secrets }
 }
@@ -573,11 +574,61 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1..5u128).prop_map(|id| Command::RegisterNode(register(id))),
         1 => (1..5u128, 1..3u8).prop_map(|(id, token)| by_limited(id, token, 100)),
         1 => (1..3u8).prop_map(|number| limited(number, None, Some(2))),
+        1 => Just(Command::RotateSecret { secret: vec![5] }),
+        1 => (1..4u32).prop_map(|epoch| Command::DropOlderSecret { epoch }),
         1 => (1..5u128, any::<bool>()).prop_map(|(id, ready)| Command::SetNodeStatus {
             node: NodeId::from_u128(id),
             status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
         }),
     ]
+}
+
+#[test]
+fn a_node_that_goes_makes_another_secret_due_and_there_are_two_at_most() {
+    let mut log = Log::new();
+    log.node(1);
+    log.node(2);
+    assert!(!log.state.is_secret_due());
+    // A node that comes back takes its own place: nobody has left.
+    let again = RegisterNode {
+        node: Node { public_key: register(1).node.public_key, ..register(3).node },
+        ..register(3)
+    };
+    log.apply(Command::RegisterNode(again)).unwrap();
+    assert!(!log.state.is_secret_due());
+    log.apply(Command::RemoveNode(NodeId::from_u128(2))).unwrap();
+    assert!(log.state.is_secret_due());
+
+    let rotate = |secret| Command::RotateSecret { secret: vec![secret] };
+    let applied = log.apply(rotate(5)).unwrap();
+    assert_eq!(applied.events, [Event::SecretsChanged]);
+    let since = log.state.revision();
+    let secrets = log.state.secrets().unwrap().clone();
+    assert_eq!((secrets.epoch, secrets.cluster_secret), (2, vec![5]));
+    assert_eq!(secrets.older, Some(OlderSecret { epoch: 1, secret: vec![4], since }));
+    assert!(!log.state.is_secret_due());
+    log.refused(rotate(6));
+
+    let drop = |epoch| Command::DropOlderSecret { epoch };
+    assert_eq!(log.apply(drop(2)).unwrap().events, [], "that is the newest");
+    assert_eq!(log.apply(drop(1)).unwrap().events, [Event::SecretsChanged]);
+    assert_eq!(log.apply(drop(1)).unwrap().events, [], "it is gone already");
+    log.apply(rotate(6)).unwrap();
+    assert_eq!(log.state.secrets().unwrap().epoch, 3);
+}
+
+#[test]
+fn a_log_from_before_lives_and_older_secrets_is_read() {
+    let json = serde_json::to_value(create_cluster("10.0.0.0/8", 24)).unwrap();
+    let mut old = json.clone();
+    old["CreateCluster"]["cluster"].as_object_mut().unwrap().remove("certificate_life_s");
+    old["CreateCluster"]["secrets"].as_object_mut().unwrap().remove("older");
+    let mut log = Log { state: State::default() };
+    log.apply(serde_json::from_value(old).unwrap()).unwrap();
+    assert_eq!(log.state.cluster().unwrap().certificate_life_s, 30 * 24 * 3600);
+    let mut state = serde_json::to_value(&log.state).unwrap();
+    state.as_object_mut().unwrap().remove("secret_due");
+    assert_eq!(serde_json::from_value::<State>(state).unwrap(), log.state);
 }
 
 /// Points a removal at an endpoint that exists, if there is one.
@@ -634,7 +685,8 @@ proptest! {
                     | Event::NetworkChanged(_)
                     | Event::NetworkRemoved(_)
                     | Event::EndpointCreated(_)
-                    | Event::EndpointRemoved(_) => {}
+                    | Event::EndpointRemoved(_)
+                    | Event::SecretsChanged => {}
                 }
             }
             for (id, (scope, replica)) in &views {
