@@ -26,8 +26,8 @@ use overlay::{
             AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest, CreateEndpointRequest,
             CreateEndpointResponse, CreateNetworkRequest, Hello, JoinTokenRequest,
             JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
-            ListNodesRequest, NodeStatus, Ping, RemoveEndpointRequest, Role, agent_message,
-            attachment_client::AttachmentClient, control_client::ControlClient,
+            ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest, Role,
+            agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
             dispatch_client::DispatchClient, membership_client::MembershipClient,
         },
         tls::{self, Credentials},
@@ -37,7 +37,7 @@ use overlay::{
     types::{Name, Node, NodeId},
 };
 use tokio::{sync::watch, task::JoinSet, time::timeout};
-use tonic::{Code, Response, Status, transport::Channel};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 /// A manager on a free port, and the folders of the nodes' keys.
 struct Cluster {
@@ -250,6 +250,18 @@ impl Agent {
     }
 }
 
+/// Opens a node's stream, says hello, and then nothing but that it is there.
+async fn silent_agent(cluster: &Cluster, joined: &Joined) -> Streaming<ManagerMessage> {
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    let pings = stream::poll_fn(move |cx| {
+        let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
+        ticks.poll_tick(cx).map(|_| Some(ping))
+    });
+    let mut client = DispatchClient::new(cluster.channel(&joined.credentials).await);
+    client.session(stream::iter([hello]).chain(pings)).await.unwrap().into_inner()
+}
+
 async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(20), future).await.expect("it should not take that long")
 }
@@ -376,7 +388,7 @@ async fn a_workers_certificate_does_not_change_the_cluster_nor_serve_as_a_manage
     // The worker puts itself on an address where others look for a manager.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let config = Arc::new(tls::server_config(&worker.credentials).unwrap());
+    let config = Arc::new(tls::server_config(&worker.credentials, &[]).unwrap());
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let serving = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
@@ -461,15 +473,7 @@ async fn an_agent_that_does_not_acknowledge_is_named() {
     cluster.network("blue").await;
     cluster.endpoint(&n2, "blue").await;
     // This agent takes the table and never says so.
-    let mut ticks = tokio::time::interval(HEARTBEAT);
-    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
-    let pings = stream::poll_fn(move |cx| {
-        let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
-        ticks.poll_tick(cx).map(|_| Some(ping))
-    });
-    let mut client = DispatchClient::new(cluster.channel(&n2.credentials).await);
-    let messages = stream::iter([hello]).chain(pings);
-    let stream = client.session(messages).await.unwrap().into_inner();
+    let stream = silent_agent(&cluster, &n2).await;
     until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
     let made = cluster.endpoint(&n3, "blue").await;
     assert_eq!(cluster.lagging(&n3, &made).await, ["n2"]);

@@ -54,6 +54,16 @@ impl Certificate {
         self.doubted.notify_one();
     }
 
+    /// Compares the digests of the roots that managers trust with those held here: where they differ
+    /// the certificate is renewed, which brings the roots along.
+    pub fn handle_roots(&self, digests: &[Vec<u8>]) {
+        let held = self.held.load();
+        let roots = held.credentials.roots.iter().map(tls::root_digest);
+        if !roots.eq(digests.iter().map(Vec::as_slice)) {
+            self.doubt();
+        }
+    }
+
     /// Waits until the certificate is doubted.
     pub async fn until_doubted(&self) {
         self.doubted.notified().await;

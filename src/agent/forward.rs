@@ -13,8 +13,9 @@ use crate::api::{
         InspectNodeRequest, InspectNodeResponse, JoinTokenRequest, JoinTokenResponse,
         ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse,
         ListNodesRequest, ListNodesResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-        RemoveNodeRequest, RemoveNodeResponse, UpdateNodeRequest, UpdateNodeResponse,
-        control_client::ControlClient, control_server::Control,
+        RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest, RotateRootResponse,
+        UpdateNodeRequest, UpdateNodeResponse, control_client::ControlClient,
+        control_server::Control,
     },
 };
 
@@ -55,6 +56,10 @@ impl Control for Forward {
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
         self.control().await?.join_token(request.into_inner()).await
+    }
+
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Answer<RotateRootResponse> {
+        self.control().await?.rotate_root(request.into_inner()).await
     }
 
     async fn create_network(

@@ -175,7 +175,7 @@ pub async fn join(
         return Err(bent("root of the token's digest"));
     }
     let certificate = CertificateDer::from(answer.certificate);
-    Ok(Joined { cluster, node, credentials: Credentials { certificate, key, root } })
+    Ok(Joined { cluster, node, credentials: Credentials { certificate, key, roots: vec![root] } })
 }
 
 /// Undoes a join.

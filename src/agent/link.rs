@@ -155,6 +155,10 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
             manager_message::Message::Snapshot(part) => self.handle_snapshot(part).await,
             manager_message::Message::Delta(delta) => self.handle_delta(delta).await,
             manager_message::Message::Bookmark(bookmark) => self.handle_bookmark(bookmark).await,
+            manager_message::Message::Roots(roots) => {
+                self.link.certificate.handle_roots(&roots.digests);
+                Ok(())
+            }
             manager_message::Message::LookFor(node) => {
                 self.look_for(parse_id("node", &node)?);
                 Ok(())

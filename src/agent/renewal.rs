@@ -1,5 +1,5 @@
 //! Keeps the node's certificate valid: another with a new key at a random 50 to 80 % of its life, or
-//! at once when it is over or a manager does not take it. It is asked for by the node's registered
+//! at once when it is over, a manager does not take it, or other roots are trusted. It is asked for by the node's registered
 //! key, over the open connection or one without a certificate; so a node that was off past its
 //! certificate's end needs nothing else to come back.
 
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use aws_lc_rs::rand;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -80,11 +80,11 @@ impl<K: Fn(&Credentials) -> anyhow::Result<()> + Send> RenewalTask<K> {
     }
 
     async fn renew(&self) -> anyhow::Result<Validity> {
-        let root = self.certificate.credentials().root;
-        let channel = self.channel(&root).await?;
-        let (certificate, key) = renew(channel, self.node, &self.identity).await?;
-        let validity = Validity::of(&certificate).context("the answer has no certificate")?;
-        self.adopt(Credentials { certificate, key, root })?;
+        let channel = self.channel().await?;
+        let credentials = renew(channel, self.node, &self.identity).await?;
+        let validity = Validity::of(&credentials.certificate);
+        let validity = validity.context("the answer has no certificate")?;
+        self.adopt(credentials)?;
         info!(life_s = validity.life().as_secs(), "certificate renewed");
         Ok(validity)
     }
@@ -98,16 +98,17 @@ impl<K: Fn(&Credentials) -> anyhow::Result<()> + Send> RenewalTask<K> {
     }
 
     /// The open channel, or one that shows no certificate.
-    async fn channel(&self, root: &CertificateDer<'static>) -> anyhow::Result<Channel> {
+    async fn channel(&self) -> anyhow::Result<Channel> {
         if let Some(channel) = self.connected.borrow().clone() {
             return Ok(channel);
         }
-        let config = Arc::new(tls::unknown_config(root)?);
+        let config = Arc::new(tls::unknown_config(&self.certificate.credentials().roots)?);
         Ok(channel::to_manager(self.manager, config).await?)
     }
 }
 
-/// Asks a manager for another certificate of a registered node, and returns it with its key.
+/// Asks a manager for another certificate of a registered node, and returns it with its key and the
+/// roots that are trusted now.
 ///
 /// # Errors
 /// The manager does not answer, or refuses.
@@ -115,7 +116,7 @@ pub async fn renew(
     channel: Channel,
     node: NodeId,
     identity: &Identity,
-) -> anyhow::Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+) -> anyhow::Result<Credentials> {
     let mut client = MembershipClient::new(channel);
     let told = |status: Status| anyhow!("{}", status.message().to_owned());
     let challenge = timeout(ANSWER, client.challenge(ChallengeRequest {})).await;
@@ -130,7 +131,11 @@ pub async fn renew(
     };
     let answer = timeout(ANSWER, client.renew(request)).await;
     let answer = answer.context("the manager does not answer")?.map_err(told)?.into_inner();
-    Ok((CertificateDer::from(answer.certificate), asked.key))
+    Ok(Credentials {
+        certificate: CertificateDer::from(answer.certificate),
+        key: asked.key,
+        roots: answer.roots.into_iter().map(CertificateDer::from).collect(),
+    })
 }
 
 /// Without a random source the middle does as well.

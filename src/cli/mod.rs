@@ -2,6 +2,7 @@
 //! noun; what a failure looks like is in `failure`, what answers look like in `output`.
 
 mod attach;
+mod ca;
 mod client;
 mod cluster;
 mod endpoint;
@@ -48,6 +49,9 @@ enum Command {
     Join(cluster::Join),
     /// Print what another node joins with
     JoinToken(cluster::JoinToken),
+    /// The root certificate of the cluster
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Show what this node is
     Info,
     /// The nodes of the cluster
@@ -100,6 +104,7 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Init(init) => init.execute(client, format).await?,
         Command::Join(join) => join.execute(client, format).await?,
         Command::JoinToken(token) => token.execute(client, format).await?,
+        Command::Ca(command) => command.execute(client, format).await?,
         Command::Leave(leave) => leave.execute(client, format).await?,
         Command::Info => cluster::info(client, format).await?,
         Command::Node(command) => command.execute(client, format).await?,
@@ -147,6 +152,7 @@ mod tests {
         check(&["join-token", "worker", "--uses", "0"]);
         check(&["join-token", "worker", "--ttl", "soon"]);
         check(&["init", "--cert-expiry", "30s"]);
+        check(&["ca"]);
         check(&["run", "--network", "blue"]);
         check(&["peers", "--watch", "extra"]);
     }
@@ -178,6 +184,7 @@ mod tests {
         check("endpoint ls --network blue --all");
         check("endpoint inspect web");
         check("init --cert-expiry 1h");
+        check("ca rotate --json");
         check("run --network blue -- ip addr");
         check("peers --network blue --watch --json");
         check("stats --json");

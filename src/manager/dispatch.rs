@@ -15,6 +15,7 @@ use tracing::error;
 
 use super::trust::Trust;
 use crate::{
+    api::tls::root_digest,
     engine::{
         cluster::{Digests, Event, Scope, State},
         membership::{Change, Snapshot},
@@ -56,6 +57,8 @@ struct Session {
     marked: Revision,
     /// The keys of all its peers changed: what is due is a snapshot of them.
     keys_due: bool,
+    /// It is to be told which roots are trusted.
+    roots_due: bool,
     /// The nodes that the agent is to look for.
     wanted: Vec<NodeId>,
     wake: Arc<Notify>,
@@ -103,7 +106,8 @@ impl Dispatcher {
 
     /// Tells the sessions concerned of what a command changed.
     pub fn handle_events(&self, state: &State, revision: Revision, events: &[Event]) {
-        if events.contains(&Event::SecretsChanged)
+        let changed = |event: &Event| matches!(event, Event::SecretsChanged | Event::RootsChanged);
+        if events.iter().any(changed)
             && let Some(secrets) = state.secrets()
             && let Err(failed) = self.trust.follow(secrets)
         {
@@ -122,6 +126,7 @@ impl Dispatcher {
                 Event::NodeRemoved(node) => sessions.end(*node),
                 Event::NetworkRemoved(network) => drop(sessions.interested.remove(network)),
                 Event::SecretsChanged => sessions.make_keys_due(revision),
+                Event::RootsChanged => sessions.make_roots_due(),
                 Event::NodeChanged(_)
                 | Event::NodeStatusChanged(..)
                 | Event::NetworkChanged(_)
@@ -182,6 +187,7 @@ impl Dispatcher {
             acknowledged: 0,
             marked: position.revision,
             keys_due: false,
+            roots_due: true,
             wanted: Vec::new(),
             wake: wake.clone(),
         };
@@ -286,6 +292,15 @@ impl Dispatcher {
     pub fn take_wanted(&self, handle: &SessionHandle) -> Vec<NodeId> {
         let mut sessions = self.locked();
         sessions.of(handle).map(|session| std::mem::take(&mut session.wanted)).unwrap_or_default()
+    }
+
+    /// Takes the digests of the trusted roots if the agent is to be told them.
+    pub fn take_roots(&self, handle: &SessionHandle) -> Option<Vec<[u8; 32]>> {
+        let due = {
+            let mut sessions = self.locked();
+            std::mem::take(&mut sessions.of(handle)?.roots_due)
+        };
+        due.then(|| self.trust.authority().roots().iter().map(root_digest).collect())
     }
 
     /// Notes that the agent forwards by the table of a revision.
@@ -405,9 +420,17 @@ impl Sessions {
             // Its endpoints went before, so only who always knows it still does: every node may, if
             // it was a manager.
             Event::NodeRemoved(_) => self.by_node.keys().copied().collect(),
-            Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) | Event::SecretsChanged => {
-                BTreeSet::new()
-            }
+            Event::NetworkRemoved(_)
+            | Event::NodeStatusChanged(..)
+            | Event::SecretsChanged
+            | Event::RootsChanged => BTreeSet::new(),
+        }
+    }
+
+    fn make_roots_due(&mut self) {
+        for session in self.by_node.values_mut() {
+            session.roots_due = true;
+            session.wake.notify_one();
         }
     }
 

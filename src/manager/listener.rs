@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -23,7 +21,10 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::admission::{Admission, Admitted};
+use super::{
+    admission::{Admission, Admitted},
+    certificate::ListenerTls,
+};
 use crate::{
     api::{
         proof::{Challenge, NotProven},
@@ -67,17 +68,17 @@ impl Caller {
 /// The accepting task. It ends, with all unfinished handshakes, when nobody takes connections.
 pub struct ListenerTask {
     listener: TcpListener,
-    tls: Arc<ArcSwap<ServerConfig>>,
+    tls: ListenerTls,
     admission: Arc<Admission>,
     connections: mpsc::Sender<Connection>,
 }
 
 impl ListenerTask {
-    /// Makes the task; finished connections go to `connections`. Each is taken with `tls` as it is
+    /// Makes the task; finished connections go to `connections`. Each is taken with what `tls` has
     /// then.
     pub fn new(
         listener: TcpListener,
-        tls: Arc<ArcSwap<ServerConfig>>,
+        tls: ListenerTls,
         admission: Arc<Admission>,
         connections: mpsc::Sender<Connection>,
     ) -> Self {
@@ -107,7 +108,7 @@ impl ListenerTask {
             debug!(%addr, "too many connections without a certificate");
             return;
         };
-        let acceptor = TlsAcceptor::from(self.tls.load_full());
+        let acceptor = TlsAcceptor::from(self.tls.config());
         let connections = self.connections.clone();
         handshakes.spawn(async move {
             let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(stream, addr, acceptor, admitted));

@@ -11,7 +11,7 @@ use std::{
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::{Shared, listener::Caller, random, status, trust::CertificateKey};
+use super::{Shared, authority::CertificateKey, listener::Caller, random, status};
 use crate::{
     api::{
         Malformed, parse_id, parse_list, parse_text,
@@ -68,13 +68,13 @@ impl proto::membership_server::Membership for Membership {
         let Outcome::Node(node) = outcome else {
             return Err(Status::internal("registering gave no node"));
         };
-        let certificate = self.shared.certify(&node, key)?;
+        let mut certified = self.shared.certify(&node, key).await?;
         info!(node = %node.name, id = %node.id, "node joined");
         Ok(Response::new(JoinResponse {
             cluster_id: self.shared.cluster.to_vec(),
             node: Some((&node).into()),
-            certificate: certificate.to_vec(),
-            root: self.shared.trust.root().to_vec(),
+            certificate: certified.certificate,
+            root: certified.roots.swap_remove(0),
             data_port: self.shared.data_port.into(),
         }))
     }
@@ -98,9 +98,10 @@ impl proto::membership_server::Membership for Membership {
         }
         let key = CertificateKey::proven(certificate_key, public_key, &certificate_key_proof)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let certificate = self.shared.certify(&node, key)?;
+        let certified = self.shared.certify(&node, key).await?;
         info!(node = %node.name, %id, "certificate renewed");
-        Ok(Response::new(RenewResponse { certificate: certificate.to_vec() }))
+        let certificate = certified.certificate;
+        Ok(Response::new(RenewResponse { certificate, roots: certified.roots }))
     }
 
     async fn leave(

@@ -7,6 +7,7 @@
 
 mod admission;
 mod attachment;
+mod authority;
 mod certificate;
 mod control;
 mod dispatch;
@@ -32,9 +33,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use arc_swap::ArcSwap;
 use futures_util::stream;
-use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -46,7 +45,7 @@ use tracing::{info, warn};
 
 use self::{
     admission::Admission,
-    certificate::CertificateTask,
+    certificate::ListenerTls,
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
@@ -57,7 +56,7 @@ use self::{
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening, Validity,
+        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
@@ -93,8 +92,6 @@ struct Shared {
     admission: Arc<Admission>,
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
-    /// What the listener shows, and whom it takes.
-    tls: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl Manager {
@@ -147,11 +144,11 @@ impl Manager {
         let point = membership::proven_key(&founding.node).map_err(refused)?;
         let life = founding.certificate_life;
         let credentials = tls::Credentials {
-            certificate: trust.issue(node.id, node.role, point, life)?,
+            certificate: trust.authority().issue(node.id, node.role, point, life)?,
             key: founding.certificate_key,
-            root: trust.root(),
+            roots: trust.authority().roots(),
         };
-        let (tls, validity) = certificate::of_listener(&trust, node.id, life)?;
+        let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
@@ -168,11 +165,10 @@ impl Manager {
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
-            tls: Arc::new(ArcSwap::from_pointee(tls)),
         });
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
-        Ok((Self::serve(shared, listener, validity), founded))
+        Ok((Self::serve(shared, listener, tls), founded))
     }
 
     /// Serves a cluster again that was founded in this state folder. No node is connected yet;
@@ -201,7 +197,8 @@ impl Manager {
         let life = Duration::from_secs(settings.certificate_life_s);
         let trust = Arc::new(Trust::open(cluster, secrets, ManagerKey::open(&folder)?)?);
         let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
-        let Some(node) = node.filter(|_| trust.root() == credentials.root) else {
+        let known = credentials.roots.iter().any(|root| trust.authority().knows(root));
+        let Some(node) = node.filter(|_| known) else {
             bail!(
                 "this node is no manager of the cluster in the log {path}; restore a backup with overlayd --restore"
             );
@@ -209,7 +206,7 @@ impl Manager {
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
-        let (tls, validity) = certificate::of_listener(&trust, node.id, life)?;
+        let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let shared = Arc::new(Shared {
             folder,
@@ -224,20 +221,17 @@ impl Manager {
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
-            tls: Arc::new(ArcSwap::from_pointee(tls)),
         });
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
-        Ok((Self::serve(shared, listener, validity), Reopened { cluster, node, listen_addr }))
+        Ok((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr }))
     }
 
-    fn serve(shared: Arc<Shared>, listener: TcpListener, validity: Validity) -> Self {
+    fn serve(shared: Arc<Shared>, listener: TcpListener, tls: ListenerTls) -> Self {
         shared.spawn(LivenessTask::new(shared.clone()).run());
-        shared.spawn(CertificateTask::new(shared.clone(), validity).run());
         shared.spawn(RotationTask::new(shared.clone()).run());
         let (connections, incoming) = mpsc::channel(ACCEPTED);
-        let (tls, admission) = (shared.tls.clone(), shared.admission.clone());
-        let task = ListenerTask::new(listener, tls, admission, connections);
+        let task = ListenerTask::new(listener, tls, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());
         let (stop, stopped) = oneshot::channel();
         let incoming =

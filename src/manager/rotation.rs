@@ -1,8 +1,12 @@
-//! Rotates the cluster secret, from which the keys of all pairs come, when a node was taken out.
+//! Rotates the cluster secret, from which the keys of all pairs come, when a node was taken out, and
+//! ends the trust in a root that was rotated.
 //!
 //! ```text
 //! a node goes -> draw a secret, RotateSecret -> agents get the keys of both epochs
 //!     -> every node that is ready has acknowledged them, or 10 minutes are over -> DropOlderSecret
+//!
+//! RotateRoot -> agents renew their certificates under the new root (`session`, `membership`)
+//!     -> no node that is ready has one under a former root -> DropFormerRoot
 //! ```
 //! A node that is ready and hears no manager goes on with the older keys that long; one that is down
 //! gets the new ones before it speaks to anybody. Sessions that are open stay: their next renewal
@@ -41,9 +45,11 @@ impl RotationTask {
         let mut progress = self.shared.dispatcher.progress();
         loop {
             progress.mark_unchanged();
-            if let Err(error) = self.rotate().await {
-                warn!(error = format!("{error:#}"), "the cluster secret is not rotated");
-                sleep(RETRY).await;
+            for rotated in [self.rotate_secret().await, self.drop_root().await] {
+                if let Err(error) = rotated {
+                    warn!(error = format!("{error:#}"), "the cluster's secrets are not rotated");
+                    sleep(RETRY).await;
+                }
             }
             // The end of a time is looked for now and then; everything else is progress.
             if let Ok(Err(_)) = timeout(LOOK, progress.changed()).await {
@@ -54,7 +60,7 @@ impl RotationTask {
         }
     }
 
-    async fn rotate(&mut self) -> anyhow::Result<()> {
+    async fn rotate_secret(&mut self) -> anyhow::Result<()> {
         let shared = self.shared.clone();
         let wanted = shared.log.read(|state| match state.secrets().map(|secrets| &secrets.older) {
             None => Wanted::Nothing,
@@ -82,6 +88,18 @@ impl RotationTask {
                     info!(epoch, "the keys before hold no more");
                 }
             }
+        }
+        Ok(())
+    }
+
+    async fn drop_root(&self) -> anyhow::Result<()> {
+        let over = self.shared.log.read(|state| {
+            let over = state.is_root_rotating() && state.under_former_roots().next().is_none();
+            state.secrets().filter(|_| over).map(|secrets| secrets.root_rotations)
+        });
+        if let Some(rotations) = over {
+            self.shared.log.propose(Command::DropFormerRoot { rotations }).await?;
+            info!("the root before is not trusted any more");
         }
         Ok(())
     }

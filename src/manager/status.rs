@@ -40,6 +40,7 @@ fn code(refusal: &Refusal) -> Code {
         Refusal::ClusterExists
         | Refusal::NoCluster
         | Refusal::SecretRotating
+        | Refusal::RootRotating { .. }
         | Refusal::NetworkInUse { .. } => Code::FailedPrecondition,
         Refusal::NotYours { .. }
         | Refusal::TokenUnknown

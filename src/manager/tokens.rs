@@ -79,7 +79,7 @@ impl Shared {
         let (expires_at_s, uses) = (create.expires_at_s, create.uses);
         let created = self.log.propose(Command::CreateToken(create)).await;
         created.map_err(status::of_proposal)?;
-        let token = JoinToken { digest: root_digest(&self.trust.root()), secret };
+        let token = JoinToken { digest: root_digest(self.trust.authority().root()), secret };
         Ok(Issued { token, expires_at_s, uses })
     }
 

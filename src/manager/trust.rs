@@ -1,5 +1,4 @@
-//! Who is believed: the cluster's root, the certificates that it signs, the standing join tokens,
-//! and the keys of pairs of nodes. The secrets behind them leave this file's type sealed only. They
+//! Who is believed: the cluster's root, the standing join tokens, and the keys of pairs of nodes. The secrets behind them leave this file's type sealed only. They
 //! follow the state: whoever applies a change of them has them opened anew.
 //!
 //! ```text
@@ -7,32 +6,21 @@
 //! cluster secret --HKDF(cluster id, lower, higher)---> psk of a pair, one an epoch
 //! ```
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
-use aws_lc_rs::{constant_time, hkdf, signature};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
-    SignatureAlgorithm,
-};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use aws_lc_rs::{constant_time, hkdf};
 use zeroize::Zeroizing;
 
 use super::{
+    authority::Authority,
     manager_key::{ManagerKey, Purpose},
     random,
 };
 use crate::{
-    api::{
-        BACKDATED, JoinToken,
-        tls::{MANAGER_NAME, join_statement, node_name, root_digest},
-    },
-    engine::cluster::Secrets,
+    api::{JoinToken, tls::root_digest},
+    engine::cluster::{RotateRoot, Secrets},
     types::{NodeId, Psk, Role},
 };
 
@@ -45,8 +33,7 @@ pub struct Trust {
 
 /// The secrets, opened.
 struct Opened {
-    root: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
+    authority: Arc<Authority>,
     token_key: Secret,
     /// The cluster secrets by epoch, the newest first.
     cluster_secrets: Vec<(u32, Secret)>,
@@ -60,13 +47,8 @@ impl Trust {
     /// # Errors
     /// The random source or the making of the root fails.
     pub fn new(cluster: [u8; 16], key: ManagerKey) -> anyhow::Result<Self> {
-        let root_key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make the root's key")?;
-        let params = root_params()?;
-        let root = params.self_signed(&root_key).context("sign the root certificate")?;
         let opened = Opened {
-            root: root.der().clone(),
-            issuer: Issuer::new(params, root_key),
+            authority: Arc::new(Authority::new()?),
             token_key: Zeroizing::new(random::bytes()?),
             cluster_secrets: vec![(FIRST_EPOCH, Zeroizing::new(random::bytes()?))],
         };
@@ -98,15 +80,17 @@ impl Trust {
     pub fn sealed(&self) -> anyhow::Result<Secrets> {
         let opened = self.opened.load();
         let seal = |purpose, secret: &[u8]| self.key.seal(&self.cluster, purpose, secret);
-        let root_key = Zeroizing::new(opened.issuer.key().serialize_der());
+        let authority = &opened.authority;
         let (epoch, secret) = opened.cluster_secrets.first().context("no cluster secret")?;
         Ok(Secrets {
-            root: opened.root.to_vec(),
-            root_key: seal(Purpose::RootKey, &root_key)?,
+            root: authority.root().to_vec(),
+            root_key: seal(Purpose::RootKey, &authority.key())?,
             token_key: seal(Purpose::TokenKey, opened.token_key.as_slice())?,
             cluster_secret: seal(Purpose::ClusterSecret, secret.as_slice())?,
             epoch: *epoch,
             older: None,
+            root_rotations: 0,
+            former_roots: Vec::new(),
         })
     }
 
@@ -119,40 +103,24 @@ impl Trust {
         self.key.seal(&self.cluster, Purpose::ClusterSecret, secret.as_slice())
     }
 
-    /// Returns the root certificate.
-    pub fn root(&self) -> CertificateDer<'static> {
-        self.opened.load().root.clone()
-    }
-
-    /// Signs a certificate for a node's key, valid for so long. A manager's carries the managers' name
-    /// as well.
+    /// Makes a root that may follow, its key sealed.
     ///
     /// # Errors
-    /// The key is none that can be certified.
-    pub fn issue(
-        &self,
-        node: NodeId,
-        role: Role,
-        key: CertificateKey,
-        life: Duration,
-    ) -> anyhow::Result<CertificateDer<'static>> {
-        let mut params = params(&node.to_string(), life)?;
-        let mut names = vec![node_name(node)];
-        let mut usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        match role {
-            Role::Manager => {
-                names.push(MANAGER_NAME.to_owned());
-                usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-            }
-            Role::Worker => {}
-        }
-        params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
-        params.extended_key_usages = usages;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        let certificate =
-            params.signed_by(&key, &self.opened.load().issuer).context("sign a certificate")?;
-        Ok(certificate.der().clone())
+    /// The random source or a signature fails.
+    pub fn draw_root(&self) -> anyhow::Result<RotateRoot> {
+        let authority = self.authority();
+        let next = authority.next()?;
+        Ok(RotateRoot {
+            rotations: authority.rotations(),
+            root: next.root.to_vec(),
+            root_key: self.key.seal(&self.cluster, Purpose::RootKey, &next.key)?,
+            bridge: next.bridge.to_vec(),
+        })
+    }
+
+    /// Returns the root as it is now.
+    pub fn authority(&self) -> Arc<Authority> {
+        self.opened.load().authority.clone()
     }
 
     /// Returns the standing token of a role: the first, or that after so many rotations.
@@ -165,7 +133,7 @@ impl Trust {
         let info = [b"overlay join token 1".as_slice(), role, &generation];
         let opened = self.opened.load();
         let secret = derive(&opened.token_key, &info);
-        JoinToken { digest: root_digest(&opened.root), secret: Zeroizing::new(secret) }
+        JoinToken { digest: root_digest(opened.authority.root()), secret: Zeroizing::new(secret) }
     }
 
     /// Returns whose standing token has this secret, and its generation, which is `newest` of the
@@ -205,9 +173,6 @@ impl Trust {
 impl Opened {
     fn open(cluster: &[u8; 16], secrets: &Secrets, key: &ManagerKey) -> anyhow::Result<Self> {
         let root_key = key.unseal(cluster, Purpose::RootKey, &secrets.root_key)?;
-        let root_key = PrivatePkcs8KeyDer::from(root_key.as_slice());
-        let root_key = KeyPair::from_pkcs8_der_and_sign_algo(&root_key, &PKCS_ECDSA_P256_SHA256)
-            .context("read the root's key")?;
         let fixed = |purpose, sealed: &[u8]| {
             let secret = key.unseal(cluster, purpose, sealed)?;
             let secret = <[u8; 32]>::try_from(secret.as_slice());
@@ -220,69 +185,11 @@ impl Opened {
             anyhow::Ok((epoch, fixed(Purpose::ClusterSecret, sealed)?))
         };
         Ok(Self {
-            root: CertificateDer::from(secrets.root.clone()),
-            // A signature names the root by its name and key, which are the same as ever.
-            issuer: Issuer::new(root_params()?, root_key),
+            authority: Arc::new(Authority::open(secrets, &root_key)?),
             token_key: fixed(Purpose::TokenKey, &secrets.token_key)?,
             cluster_secrets: cluster_secrets.map(opened).collect::<Result<_, _>>()?,
         })
     }
-}
-
-/// The public key of a node's certificate: an uncompressed P-256 point.
-pub struct CertificateKey(Vec<u8>);
-
-impl CertificateKey {
-    /// Takes the public half of a key of this process.
-    pub fn of(key: &KeyPair) -> Self {
-        Self(key.public_key_raw().to_vec())
-    }
-
-    /// Takes a key whose holder signed the statement that binds it to the session key.
-    ///
-    /// # Errors
-    /// It is no key of that kind, or the signature is not its holder's.
-    pub fn proven(point: Vec<u8>, public_key: &[u8], proof: &[u8]) -> anyhow::Result<Self> {
-        let statement = join_statement(public_key, &point);
-        let key = signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_ASN1, &point);
-        key.verify(&statement, proof)
-            .map_err(|_| anyhow::anyhow!("the certificate key is not proven to be the joiner's"))?;
-        Ok(Self(point))
-    }
-}
-
-impl PublicKeyData for CertificateKey {
-    fn der_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        &PKCS_ECDSA_P256_SHA256
-    }
-}
-
-fn root_params() -> anyhow::Result<CertificateParams> {
-    let mut params = params("overlay root", ROOT_LIFE)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
-/// What all our certificates have in common. They are valid from an hour ago, so that a joiner
-/// whose clock is behind can use its own.
-fn params(common_name: &str, life: Duration) -> anyhow::Result<CertificateParams> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    let mut serial = random::bytes::<16>()?;
-    // A serial number is positive (RFC 5280, section 4.1.2.2).
-    serial[0] &= 0x7f;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now.saturating_sub(BACKDATED);
-    params.not_after = epoch + (now + life);
-    Ok(params)
 }
 
 /// Derives `N` bytes from a secret.
@@ -303,9 +210,6 @@ impl hkdf::KeyType for Length {
     }
 }
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-/// As long as Swarm's: a root is changed by rotation, not by its end.
-const ROOT_LIFE: Duration = DAY.saturating_mul(20 * 365);
 /// Older tokens than these are no more than wrong: telling them apart is a kindness.
 const REMEMBERED: u64 = 16;
 /// Of the cluster secret.
@@ -379,7 +283,7 @@ mod tests {
         let secrets = trust.sealed().unwrap();
         let again = Trust::open([1; 16], &secrets, key()).unwrap();
         let [a, b] = [1, 2].map(NodeId::from_u128);
-        assert_eq!(again.root(), trust.root());
+        assert_eq!(again.authority().root(), trust.authority().root());
         assert_eq!(again.token(Role::Worker, 3), trust.token(Role::Worker, 3));
         assert!(again.pair_keys(a, b) == trust.pair_keys(a, b));
         assert!(Trust::open([2; 16], &secrets, key()).is_err(), "of another cluster");
@@ -387,16 +291,5 @@ mod tests {
         assert!(Trust::open([1; 16], &secrets, other).is_err(), "with another key");
         let swapped = Secrets { token_key: secrets.cluster_secret.clone(), ..secrets };
         assert!(Trust::open([1; 16], &swapped, key()).is_err(), "one for the other");
-    }
-
-    #[test]
-    fn a_certificate_key_needs_its_holders_signature() {
-        use rcgen::SigningKey as _;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let point = key.public_key_raw().to_vec();
-        let proof = key.sign(&join_statement(&[7; 32], &point)).unwrap();
-        assert!(CertificateKey::proven(point.clone(), &[7; 32], &proof).is_ok());
-        assert!(CertificateKey::proven(point.clone(), &[8; 32], &proof).is_err());
-        assert!(CertificateKey::proven(point[..64].to_vec(), &[7; 32], &proof).is_err());
     }
 }

@@ -4,7 +4,9 @@ use overlay::{
     agent::renewal,
     api::{
         BACKDATED, Validity,
-        proto::{JoinRequest, RenewRequest},
+        proto::{
+            JoinRequest, RemoveNetworkRequest, RenewRequest, RotateRootRequest, RotateRootResponse,
+        },
         tls::{MANAGER_NAME, join_statement},
     },
 };
@@ -28,7 +30,7 @@ async fn is_taken(cluster: &Cluster, credentials: &Credentials) -> bool {
 
 /// A channel without a certificate, of somebody who knows the root.
 async fn unknown(cluster: &Cluster) -> Channel {
-    let config = Arc::new(tls::unknown_config(&cluster.first.credentials.root).unwrap());
+    let config = Arc::new(tls::unknown_config(&cluster.first.credentials.roots).unwrap());
     channel::to_manager(cluster.addr, config).await.unwrap()
 }
 
@@ -72,7 +74,7 @@ async fn certificates_have_the_life_that_the_cluster_was_made_with() {
     let cluster = cluster.restarted().await;
     let (channel, identity) = (unknown(&cluster).await, cluster.identity("n2"));
     let renewed = renewal::renew(channel, worker.node.id, &identity).await.unwrap();
-    check(&renewed.0);
+    check(&renewed.certificate);
     cluster.manager.shutdown().await;
 }
 
@@ -206,17 +208,17 @@ async fn said_of_validity(from: i64, to: i64) -> String {
     (params.not_before, params.not_after) = (at(from), at(to));
     let certificate = params.signed_by(&key, &issuer).unwrap().der().clone();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let credentials = Credentials { certificate, key, root };
+    let credentials = Credentials { certificate, key, roots: vec![root] };
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let config = Arc::new(tls::server_config(&credentials).unwrap());
+    let config = Arc::new(tls::server_config(&credentials, &[]).unwrap());
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let serving = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         drop(acceptor.accept(stream).await);
     });
-    let config = Arc::new(tls::unknown_config(&credentials.root).unwrap());
+    let config = Arc::new(tls::unknown_config(&credentials.roots).unwrap());
     let said = channel::to_manager(addr, config).await.unwrap_err().to_string();
     within(serving).await.unwrap();
     said.replace(&addr.to_string(), "M")
@@ -268,5 +270,111 @@ async fn when_a_node_goes_the_others_get_other_keys_and_the_former_end() {
     let again = a2.until(|table| !table.peers.is_empty()).await;
     assert!(key(&again, &n3) == key(&after, &n3));
     drop(a2);
+    cluster.manager.shutdown().await;
+}
+
+async fn rotate_root(agent: &Agent) -> RotateRootResponse {
+    let mut control = ControlClient::new(agent.connected.borrow().clone().unwrap());
+    within(control.rotate_root(RotateRootRequest {})).await.unwrap().into_inner()
+}
+
+/// Waits until an agent trusts the root of that digest only.
+async fn until_roots(agent: &Agent, digest: &[u8]) {
+    let trusts = || {
+        let roots = agent.certificate.credentials().roots;
+        roots.len() == 1 && tls::root_digest(&roots[0]) == digest
+    };
+    while !trusts() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Makes and removes networks until it is told to stop; returns how many, or why one failed.
+async fn write_until(stop: watch::Receiver<bool>, channel: Channel) -> Result<usize, Status> {
+    let mut control = ControlClient::new(channel);
+    let mut written = 0;
+    while !*stop.borrow() {
+        let name = format!("w{written}");
+        control
+            .create_network(CreateNetworkRequest { name: name.clone(), ..Default::default() })
+            .await?;
+        control.remove_network(RemoveNetworkRequest { reference: name }).await?;
+        written += 1;
+    }
+    Ok(written)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_root_costs_no_stream_and_no_command() {
+    let cluster = Cluster::found().await;
+    let [n2, off] = [cluster.worker("n2").await, cluster.worker("off").await];
+    let mut first = Agent::start(&cluster, &cluster.first).await;
+    let mut agent = Agent::start(&cluster, &n2).await;
+    until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
+    until_status(&cluster, cluster.first.node.id, NodeStatus::Ready).await;
+    let (stop, stopped) = watch::channel(false);
+    let writer =
+        tokio::spawn(write_until(stopped, cluster.channel(&cluster.first.credentials).await));
+
+    for rotations in 1..=2 {
+        let rotated = rotate_root(&first).await;
+        assert_eq!(rotated.lagging, Vec::<String>::new());
+        // Agents hear that the root before is over, and have a certificate of the new one.
+        for agent in [&mut first, &mut agent] {
+            let renewed = within(agent.renewed.wait_for(|renewed| *renewed >= 2 * rotations));
+            renewed.await.unwrap();
+            within(until_roots(agent, &rotated.digest)).await;
+            let credentials = agent.certificate.credentials();
+            assert!(is_taken(&cluster, &credentials).await);
+        }
+    }
+    stop.send_replace(true);
+    let written = within(writer).await.unwrap().unwrap();
+    assert!(written > 0, "the writer wrote nothing");
+    for agent in [&first, &agent] {
+        assert!(!agent.connected.has_changed().unwrap(), "the stream is the same");
+    }
+
+    // The token of the root before is of no use, and the new one is.
+    let refused = cluster.join_as("n3", &cluster.token).await.err().unwrap();
+    assert!(refused.message().starts_with("the token is not of the cluster at "));
+    let mut control = ControlClient::new(cluster.channel(&first.certificate.credentials()).await);
+    let request = JoinTokenRequest { role: Role::Worker.into(), ..Default::default() };
+    let token = control.join_token(request).await.unwrap().into_inner().token;
+    cluster.join_as("n3", &token.parse().unwrap()).await.unwrap();
+
+    // A certificate under a root that was dropped is not taken. A node that was off during both
+    // rotations, and trusts none but the first root, comes back all the same.
+    assert!(!is_taken(&cluster, &off.credentials).await);
+    let back = Agent::start(&cluster, &off).await;
+    assert_eq!(back.certificate.credentials().roots, agent.certificate.credentials().roots);
+
+    // So does a manager that starts again: it knows the root of its own node's file.
+    drop((first, agent, back));
+    cluster.restarted().await.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_renew_is_named_and_holds_the_root_up() {
+    let cluster = Cluster::found().await;
+    let worker = cluster.worker("n2").await;
+    let first = Agent::start(&cluster, &cluster.first).await;
+    // A node with a stream, which takes no notice of roots.
+    let stream = silent_agent(&cluster, &worker).await;
+    until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
+    let rotated = rotate_root(&first).await;
+    assert_eq!(rotated.lagging, ["n2"]);
+    let mut control = ControlClient::new(first.connected.borrow().clone().unwrap());
+    let refused = control.rotate_root(RotateRootRequest {}).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        "the root certificate is being rotated, and 1 node(s) that are ready have none under the new one yet; wait, or see 'overlayctl node ls'"
+    );
+    assert!(is_taken(&cluster, &worker.credentials).await, "its certificate is still good");
+    // When it is gone it is not waited for.
+    join::leave(cluster.channel(&worker.credentials).await).await.unwrap();
+    within(until_roots(&first, &rotated.digest)).await;
+    drop(stream);
+    drop(first);
     cluster.manager.shutdown().await;
 }

@@ -153,6 +153,8 @@ pub fn cluster() -> Command {
         cluster_secret: vec![4; 60],
         epoch: 1,
         older: None,
+        root_rotations: 0,
+        former_roots: Vec::new(),
     };
     Command::CreateCluster { cluster, secrets }
 }

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    root::RotateRoot,
     secrets::Secrets,
     token::{CreateToken, TokenUse},
 };
@@ -48,6 +49,20 @@ pub enum Command {
     DropOlderSecret {
         /// Its epoch.
         epoch: u32,
+    },
+    /// Gives the root certificate a successor.
+    RotateRoot(RotateRoot),
+    /// Ends the trust in the roots before the newest.
+    DropFormerRoot {
+        /// How often the root was rotated.
+        rotations: u32,
+    },
+    /// Notes that a node gets a certificate.
+    NoteCertified {
+        /// Which node.
+        node: NodeId,
+        /// How often the root was rotated that signs it.
+        rotations: u32,
     },
     /// Notes whether a node is heard.
     SetNodeStatus {
@@ -215,6 +230,8 @@ pub enum Event {
     EndpointRemoved(Endpoint),
     /// The keys of all pairs of nodes changed.
     SecretsChanged,
+    /// Other roots are trusted, or another signs.
+    RootsChanged,
 }
 
 /// An applied command.

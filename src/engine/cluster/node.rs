@@ -38,6 +38,8 @@ impl State {
         self.underlays.insert(node.id, underlays);
         self.node_names.insert(node.name.clone(), node.id);
         self.nodes.insert(node.id, node.clone());
+        let rotations = self.founded()?.secrets.root_rotations;
+        self.certified.insert(node.id, rotations);
         events.push(Event::NodeChanged(node.id));
         Ok(Applied { outcome: Outcome::Node(node), events })
     }
@@ -84,6 +86,7 @@ impl State {
         let node = self.nodes.remove(&id).ok_or_else(|| unknown(Kind::Node, id))?;
         self.node_names.remove(&node.name);
         self.underlays.remove(&id);
+        self.certified.remove(&id);
         self.end_token_use(id);
         let endpoints = self.node_endpoints.remove(&id).unwrap_or_default();
         let mut events: Vec<Event> = Vec::with_capacity(endpoints.len() + 1);

@@ -155,6 +155,7 @@ impl Scope {
             Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
             // All peers change at once, which is a snapshot of them.
             Event::SecretsChanged => {}
+            Event::RootsChanged => {}
         }
         changes
     }

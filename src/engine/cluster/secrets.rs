@@ -12,7 +12,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Event, Outcome, Refusal, State};
+use super::{Applied, Event, FormerRoot, Outcome, Refusal, State};
 use crate::types::Revision;
 
 /// The root certificate, and what only managers open.
@@ -31,6 +31,12 @@ pub struct Secrets {
     /// The cluster secret before, while its keys hold as well.
     #[serde(default)]
     pub older: Option<OlderSecret>,
+    /// How often the root was rotated.
+    #[serde(default)]
+    pub root_rotations: u32,
+    /// The roots before, the newest first.
+    #[serde(default)]
+    pub former_roots: Vec<FormerRoot>,
 }
 
 /// The cluster secret before the newest.
@@ -81,6 +87,7 @@ impl fmt::Debug for OlderSecret {
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secrets(epoch {}, older {:?}, …)", self.epoch, self.older)
+        let Self { epoch, older, root_rotations, .. } = self;
+        write!(f, "Secrets(epoch {epoch}, older {older:?}, root rotations {root_rotations}, …)")
     }
 }

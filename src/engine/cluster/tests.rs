@@ -75,6 +75,8 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         cluster_secret: vec![4],
         epoch: 1,
         older: None,
+        root_rotations: 0,
+        former_roots: Vec::new(),
     };
     Command::CreateCluster { cluster, secrets }
 }
@@ -576,6 +578,12 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1..3u8).prop_map(|number| limited(number, None, Some(2))),
         1 => Just(Command::RotateSecret { secret: vec![5] }),
         1 => (1..4u32).prop_map(|epoch| Command::DropOlderSecret { epoch }),
+        1 => (0..4u32).prop_map(|rotations| Command::RotateRoot(next_root(rotations))),
+        1 => (0..4u32).prop_map(|rotations| Command::DropFormerRoot { rotations }),
+        1 => (1..5u128, 0..4u32).prop_map(|(id, rotations)| Command::NoteCertified {
+            node: NodeId::from_u128(id),
+            rotations,
+        }),
         1 => (1..5u128, any::<bool>()).prop_map(|(id, ready)| Command::SetNodeStatus {
             node: NodeId::from_u128(id),
             status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
@@ -617,17 +625,71 @@ fn a_node_that_goes_makes_another_secret_due_and_there_are_two_at_most() {
     assert_eq!(log.state.secrets().unwrap().epoch, 3);
 }
 
+fn next_root(rotations: u32) -> RotateRoot {
+    let number = u8::try_from(rotations).unwrap() + 1;
+    RotateRoot { rotations, root: vec![number], root_key: vec![8], bridge: vec![number, 9] }
+}
+
 #[test]
-fn a_log_from_before_lives_and_older_secrets_is_read() {
+fn a_root_is_trusted_until_no_ready_node_is_under_it() {
+    let mut log = Log::new();
+    let [one, two] = [log.node(1), log.node(2)];
+    let status = |node, status| Command::SetNodeStatus { node, status };
+    log.apply(status(one, NodeStatus::Ready)).unwrap();
+    let rotated = log.apply(Command::RotateRoot(next_root(0))).unwrap();
+    assert_eq!(rotated.events, [Event::RootsChanged]);
+    let trusted = |log: &Log| -> Vec<bool> {
+        log.state.secrets().unwrap().former_roots.iter().map(|former| former.trusted).collect()
+    };
+    assert_eq!((log.state.secrets().unwrap().root.clone(), trusted(&log)), (vec![1], vec![true]));
+    let under =
+        |log: &Log| -> Vec<NodeId> { log.state.under_former_roots().map(|node| node.id).collect() };
+    assert_eq!(under(&log), [one], "the other is down");
+    assert_eq!(
+        log.refused(Command::RotateRoot(next_root(1))),
+        "the root certificate is being rotated, and 1 node(s) that are ready have none under the new one yet; wait, or see 'overlayctl node ls'"
+    );
+
+    log.apply(Command::NoteCertified { node: one, rotations: 1 }).unwrap();
+    log.apply(Command::RegisterNode(register(3))).unwrap();
+    log.apply(status(NodeId::from_u128(3), NodeStatus::Ready)).unwrap();
+    assert_eq!(under(&log), [], "whoever joins has a certificate under the newest");
+    let drop = |rotations| Command::DropFormerRoot { rotations };
+    assert_eq!(log.apply(drop(0)).unwrap().events, []);
+    assert_eq!(log.apply(drop(1)).unwrap().events, [Event::RootsChanged]);
+    assert_eq!(trusted(&log), [false], "its bridge stays");
+    assert_eq!(log.apply(drop(1)).unwrap().events, []);
+    log.apply(status(two, NodeStatus::Ready)).unwrap();
+    assert_eq!(under(&log), [two], "it is back with what it had");
+
+    // A root that does not follow on the newest is refused, and only some are remembered.
+    log.refused(Command::RotateRoot(next_root(0)));
+    for rotations in 1..7 {
+        log.apply(Command::RotateRoot(next_root(rotations))).unwrap();
+        log.apply(drop(rotations + 1)).unwrap();
+    }
+    let bridges: Vec<u8> =
+        log.state.secrets().unwrap().former_roots.iter().map(|former| former.bridge[0]).collect();
+    assert_eq!(bridges, [7, 6, 5, 4]);
+    let gone = Command::NoteCertified { node: NodeId::from_u128(9), rotations: 1 };
+    assert!(log.refused(gone).starts_with("there is no node"), "a node that went gets none");
+}
+
+#[test]
+fn a_log_from_before_lives_and_rotations_is_read() {
     let json = serde_json::to_value(create_cluster("10.0.0.0/8", 24)).unwrap();
     let mut old = json.clone();
     old["CreateCluster"]["cluster"].as_object_mut().unwrap().remove("certificate_life_s");
-    old["CreateCluster"]["secrets"].as_object_mut().unwrap().remove("older");
+    for field in ["older", "root_rotations", "former_roots"] {
+        old["CreateCluster"]["secrets"].as_object_mut().unwrap().remove(field);
+    }
     let mut log = Log { state: State::default() };
     log.apply(serde_json::from_value(old).unwrap()).unwrap();
     assert_eq!(log.state.cluster().unwrap().certificate_life_s, 30 * 24 * 3600);
     let mut state = serde_json::to_value(&log.state).unwrap();
-    state.as_object_mut().unwrap().remove("secret_due");
+    for field in ["secret_due", "certified"] {
+        state.as_object_mut().unwrap().remove(field);
+    }
     assert_eq!(serde_json::from_value::<State>(state).unwrap(), log.state);
 }
 
@@ -686,7 +748,8 @@ proptest! {
                     | Event::NetworkRemoved(_)
                     | Event::EndpointCreated(_)
                     | Event::EndpointRemoved(_)
-                    | Event::SecretsChanged => {}
+                    | Event::SecretsChanged
+                    | Event::RootsChanged => {}
                 }
             }
             for (id, (scope, replica)) in &views {
