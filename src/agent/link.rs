@@ -105,7 +105,9 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         match std::error::Error::source(status) {
             Some(cut) => {
                 self.certificate.doubt();
-                anyhow!("{cut}; if that stays, check the time on both hosts")
+                anyhow!(
+                    "the manager cut the connection ({cut}), as it does where a certificate is over for it; this node's is renewed, and if that stays, check the time on both"
+                )
             }
             None => anyhow!("{}", status.message()),
         }
