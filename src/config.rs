@@ -45,6 +45,15 @@ pub struct Flags {
     /// After how long sessions' keys are renewed, 1s to 120s [default: 120s]
     #[arg(long, value_name = "TIME")]
     rekey_interval: Option<String>,
+    /// The socket of Docker, for its containers [default: /var/run/docker.sock]
+    #[arg(long, value_name = "PATH")]
+    docker_socket: Option<String>,
+    /// Start from a backup, in an empty state folder
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
+    /// The file with the backup's passphrase
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// What `overlayd` runs with.
@@ -62,6 +71,10 @@ pub struct Settings {
     pub offloads: Offloads,
     /// After how long sessions' keys are renewed.
     pub rekey_interval: Duration,
+    /// The socket of Docker.
+    pub docker_socket: PathBuf,
+    /// The backup to start from, and its passphrase's file.
+    pub restore: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Settings {
@@ -122,6 +135,12 @@ impl Settings {
                     interval.ok_or_else(|| "use a time from 1s to 120s".to_owned())
                 },
             )?,
+            docker_socket: path_of(
+                find("docker_socket", &flags.docker_socket),
+                "/var/run/docker.sock",
+            ),
+            // Said once by whoever starts it, so no setting.
+            restore: flags.restore.clone().map(|file| (file, flags.passphrase_file.clone())),
         })
     }
 }
@@ -174,7 +193,8 @@ fn default_workers() -> usize {
 }
 
 const DEFAULT_FILE: &str = "/etc/overlay/overlayd.toml";
-const KEYS: [&str; 6] = ["log", "offload", "rekey_interval", "socket", "state_dir", "workers"];
+const KEYS: [&str; 7] =
+    ["docker_socket", "log", "offload", "rekey_interval", "socket", "state_dir", "workers"];
 const SHORTEST_REKEY: Duration = Duration::from_secs(1);
 /// A key is not used beyond 180 s, and a renewal needs time to succeed.
 const LONGEST_REKEY: Duration = Duration::from_secs(120);
@@ -199,13 +219,14 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_environment_and_that_over_the_file() {
-        let file = "workers = 1\nstate_dir = \"/file\"\nlog = \"debug\"\n";
+        let file = "workers = 1\nstate_dir = \"/file\"\ndocker_socket = \"/d\"\nlog = \"debug\"\n";
         let env = [("OVERLAY_WORKERS", "2"), ("OVERLAY_STATE_DIR", "/env")];
         let settings = read(&["--workers", "3"], &env, Some(file)).unwrap();
         assert_eq!(settings.workers, 3);
         assert_eq!(settings.state_dir, PathBuf::from("/env"));
         assert_eq!(settings.log, Level::DEBUG);
         assert_eq!(settings.socket, PathBuf::from("/run/overlay/overlayd.sock"));
+        assert_eq!(settings.docker_socket, PathBuf::from("/d"));
         assert_eq!(settings.rekey_interval, Duration::from_secs(120));
     }
 
@@ -237,7 +258,7 @@ mod tests {
             &[],
             &[],
             "wokers = 2",
-            "setting wokers in FILE: there is no such setting; use log, offload, rekey_interval, socket, state_dir, workers",
+            "setting wokers in FILE: there is no such setting; use docker_socket, log, offload, rekey_interval, socket, state_dir, workers",
         );
         check(
             &[],

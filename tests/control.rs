@@ -350,7 +350,7 @@ async fn a_manager_that_is_not_there_is_named() {
     let refused = join::join(addr, &token, &introduction(&identity, "n2")).await.err().unwrap();
     let wanted = format!("manager {addr} is not reachable: ");
     assert!(refused.message().starts_with(&wanted), "{}", refused.message());
-    assert!(refused.message().contains("; check the address"), "{}", refused.message());
+    assert!(refused.message().contains("; check that a manager is there"), "{}", refused.message());
 }
 
 #[tokio::test]

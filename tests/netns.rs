@@ -191,6 +191,26 @@ fn certificates_keys_and_the_root_change_without_loss() {
 }
 
 #[test]
+fn a_backup_brings_the_cluster_back() {
+    run("recover.sh", &[]);
+}
+
+#[test]
+fn the_host_is_on_a_network() {
+    run("host.sh", &[]);
+}
+
+#[test]
+fn faults_leave_nothing_half_done() {
+    run("faults.sh", &[]);
+}
+
+#[test]
 fn the_way_out_is_the_first_network_that_has_one() {
     run("default-route.sh", &[]);
+}
+
+#[test]
+fn docker_containers_keep_their_endpoints() {
+    run("docker.sh", &[]);
 }

@@ -4,40 +4,48 @@
 //! container. They are made in this order and ended in the other, one at a time:
 //!
 //! ```text
-//! attach:  cluster -> record (no interface) -> device -> record (with it)
+//! attach:  cluster -> record (making) -> device -> record (made)
 //! detach:  device -> cluster -> record
 //! ```
 //! What fails half-way is undone at once. What could not be undone, because the manager was away or
-//! this process ended, is when the next one starts, or the manager is back.
+//! this process ended, is when the next one starts, or the manager is back. The endpoint of a Docker
+//! container outlives the device; [`containers`] says how.
+
+pub mod containers;
+mod restore;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use anyhow::Context as _;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::{
     dataplane::{Dataplane, DefaultRoute},
+    docker::Docker,
     end_watch::EndWatch,
     member::Manager,
     namespace::{Target, TargetError},
-    records::{EndpointRecord, Interface, Records},
+    records::{Device, EndpointRecord, Records},
 };
 use crate::{
     api::proto::{
-        AttachRequest, AttachResponse, AwaitAcknowledgedRequest, CreateEndpointRequest,
-        LocalEndpoint, RemoveEndpointRequest, attachment_client::AttachmentClient,
+        AdoptEndpointsRequest, AttachRequest, AttachResponse, AwaitAcknowledgedRequest,
+        CreateEndpointRequest, LocalEndpoint, RemoveEndpointRequest,
+        attachment_client::AttachmentClient,
     },
     engine::{
         cluster::{Kind, resolve},
         membership::Table,
     },
-    io::netns::NamespaceId,
-    types::{Endpoint, EndpointId, Network, Node},
+    types::{Endpoint, EndpointId, Network, Node, Position},
 };
 
 /// All of them.
@@ -48,7 +56,12 @@ pub struct Attachments {
     records: Records,
     watch: Arc<EndWatch>,
     table: watch::Receiver<Arc<Table>>,
+    docker: Docker,
+    /// Told when a Docker container may have got an endpoint.
+    container_attached: Notify,
     held: Mutex<BTreeMap<EndpointId, EndpointRecord>>,
+    /// The newest epoch whose manager heard what this node has.
+    reported: AtomicU64,
     /// Held while an endpoint is made or ended, so that one is never undone by another's cleaning.
     turn: AsyncMutex<()>,
 }
@@ -72,57 +85,22 @@ impl Attachments {
         records: Records,
         watch: Arc<EndWatch>,
         table: watch::Receiver<Arc<Table>>,
+        docker: Docker,
     ) -> Self {
-        let (held, turn) = (Mutex::default(), AsyncMutex::default());
-        Self { node, manager, dataplane, records, watch, table, held, turn }
-    }
-
-    /// Takes the devices of the endpoints that the process before left. Those whose container has
-    /// ended are forgotten; the cluster hears of that when the manager is there.
-    ///
-    /// # Errors
-    /// The records cannot be read.
-    pub async fn restore(&self) -> anyhow::Result<()> {
-        let _turn = self.turn.lock().await;
-        let (records, damaged) = self.records.endpoints()?;
-        for error in damaged {
-            warn!(error = format!("{error:#}"), "an endpoint is lost");
+        let reported = AtomicU64::new(table.borrow().epoch);
+        Self {
+            node,
+            manager,
+            dataplane,
+            records,
+            watch,
+            table,
+            docker,
+            container_attached: Notify::new(),
+            held: Mutex::default(),
+            reported,
+            turn: AsyncMutex::default(),
         }
-        let found = records.len();
-        for (id, record) in records {
-            match self.restore_one(&record).await {
-                Ok(Some(target)) => {
-                    self.watch.watch(id, target.clone(), record.namespace);
-                    self.held().insert(id, EndpointRecord { target, ..record });
-                }
-                Ok(None) => {
-                    info!(endpoint = %record.endpoint.name, "its container ended meanwhile");
-                    self.forget(id);
-                }
-                // The record stays: what is in the way may be gone at the next start.
-                Err(error) => warn!(
-                    endpoint = %record.endpoint.name,
-                    error = format!("{error:#}"),
-                    "an endpoint's interface is not forwarded"
-                ),
-            }
-        }
-        if found > 0 {
-            info!(endpoints = self.held().len(), of = found, "endpoints taken over");
-        }
-        Ok(())
-    }
-
-    async fn restore_one(&self, record: &EndpointRecord) -> anyhow::Result<Option<Target>> {
-        let Some(target) = record.target.still(record.namespace) else { return Ok(None) };
-        let id = record.endpoint.id;
-        let Some(interface) = record.interface.clone() else {
-            // The attachment was cut off by the end of the process; nobody was told that it is there.
-            self.dataplane.clear(id, &target).await?;
-            return Ok(None);
-        };
-        let taken = self.dataplane.take(record.network.id, id, &target, interface).await?;
-        Ok(taken.map(|()| target))
     }
 
     /// Attaches a container. Once begun it is ended, done or undone, even if nobody waits for it.
@@ -136,7 +114,7 @@ impl Attachments {
 
     async fn attach_now(&self, mut request: AttachRequest) -> Result<AttachResponse, Status> {
         let bad = |error: TargetError| Status::invalid_argument(error.to_string());
-        let target = Target::of(request.target.take()).map_err(bad)?;
+        let target = Target::of(request.target.take(), &self.docker).await.map_err(bad)?;
         let namespace = target.find().map_err(bad)?;
         if let Some(interface) = &request.interface {
             check_interface(interface)?;
@@ -144,7 +122,7 @@ impl Attachments {
         let turn = self.turn.lock().await;
         // The cheap look before an address is spent; ids' starts are found out after.
         let named = |other: &&EndpointRecord| other.network.name.as_str() == request.network;
-        if let Some(twice) = self.held_in(namespace).iter().find(named) {
+        if let Some(twice) = self.held_at(&target, namespace).iter().find(named) {
             return Err(twice.refusal());
         }
         let mut client = AttachmentClient::new(self.manager.channel()?);
@@ -159,16 +137,38 @@ impl Attachments {
         let endpoint: Endpoint = created.endpoint.ok_or_else(bent)?.try_into()?;
         let network: Network = created.network.ok_or_else(bent)?.try_into()?;
         let (id, network_id, revision) = (endpoint.id, network.id, created.revision);
-        let mut record =
-            EndpointRecord { endpoint, network, revision, target, namespace, interface: None };
-        if let Err(error) = self.make(&mut record, &request).await {
+        let position = Position { epoch: created.epoch, revision };
+        let default_route = match (request.default_route, network.internal, &target) {
+            (true, _, _) => DefaultRoute::Replace,
+            // A host without a way out is not given one by the way.
+            (false, true, _) | (false, false, Target::Host) => DefaultRoute::Leave,
+            (false, false, Target::Netns(_) | Target::Pid(_) | Target::Container { .. }) => {
+                DefaultRoute::IfFree
+            }
+        };
+        let (device, order) = (Device::Making, self.next_order());
+        let mut record = EndpointRecord {
+            endpoint,
+            network,
+            position,
+            target,
+            namespace,
+            device,
+            default_route,
+            order,
+        };
+        if let Err(error) = self.make(&mut record, request.interface.as_deref()).await {
             self.remove(id).await;
             self.forget(id);
             return Err(error);
         }
         let shown = self.shown(&record);
         info!(endpoint = %record.endpoint.name, network = %record.network.name, "attached");
+        let of_container = record.target.container().is_some();
         self.held().insert(id, record);
+        if of_container {
+            self.container_attached.notify_one();
+        }
         drop(turn);
         let network = network_id.to_bytes().to_vec();
         let wait = AwaitAcknowledgedRequest { network, revision };
@@ -187,23 +187,18 @@ impl Attachments {
     async fn make(
         &self,
         record: &mut EndpointRecord,
-        request: &AttachRequest,
+        interface: Option<&str>,
     ) -> Result<(), Status> {
-        let here = self.held_in(record.namespace);
+        let here = self.held_at(&record.target, record.namespace);
         if let Some(twice) = here.iter().find(|other| other.network.id == record.network.id) {
             return Err(twice.refusal());
         }
-        let default_route = match (request.default_route, record.network.internal) {
-            (true, _) => DefaultRoute::Replace,
-            (false, false) => DefaultRoute::IfFree,
-            (false, true) => DefaultRoute::Leave,
-        };
         let refused = |error: anyhow::Error| Status::failed_precondition(format!("{error:#}"));
         self.put(record).map_err(refused)?;
-        let EndpointRecord { network, endpoint, target, .. } = &*record;
-        let interface = request.interface.as_deref();
-        let made = self.dataplane.attach(network, endpoint, target, interface, default_route).await;
-        record.interface = Some(made.map_err(refused)?);
+        let EndpointRecord { network, endpoint, target, default_route, .. } = &*record;
+        let made =
+            self.dataplane.attach(network, endpoint, target, interface, *default_route).await;
+        record.device = Device::Made(made.map_err(refused)?);
         if let Err(error) = self.put(record) {
             if let Err(error) = self.dataplane.detach(record.endpoint.id).await {
                 warn!(error = format!("{error:#}"), "an interface without a record is left");
@@ -261,7 +256,14 @@ impl Attachments {
 
     /// Takes an endpoint away here and in the cluster. The caller holds the turn.
     async fn end(&self, id: EndpointId) -> anyhow::Result<()> {
-        self.dataplane.detach(id).await.with_context(|| format!("take endpoint {id} away"))?;
+        let device = self.held().get(&id).map(|record| record.device.clone());
+        match device {
+            Some(Device::Made(_)) => {
+                let taken = self.dataplane.detach(id).await;
+                taken.with_context(|| format!("take endpoint {id} away"))?;
+            }
+            Some(Device::Stopped { .. } | Device::Making) | None => {}
+        }
         self.remove(id).await;
         self.forget(id);
         Ok(())
@@ -298,6 +300,9 @@ impl Attachments {
     pub async fn handle_ended(&self, id: EndpointId) {
         let _turn = self.turn.lock().await;
         let Some(record) = self.held().get(&id).cloned() else { return };
+        if record.target.container().is_some() {
+            return self.handle_container_ended(record).await;
+        }
         if let Err(error) = self.dataplane.detach(id).await {
             debug!(endpoint = %id, error = format!("{error:#}"), "nothing to take away");
         }
@@ -312,6 +317,7 @@ impl Attachments {
     pub async fn reconcile(&self) {
         let _turn = self.turn.lock().await;
         let table = self.table.borrow().clone();
+        self.report(table.epoch).await;
         let own = table.endpoints.values().filter(|endpoint| endpoint.node == self.node.id);
         for endpoint in own {
             if !self.held().contains_key(&endpoint.id) {
@@ -319,7 +325,8 @@ impl Attachments {
             }
         }
         let ended = |record: &&EndpointRecord| {
-            record.revision <= table.revision && !table.endpoints.contains_key(&record.endpoint.id)
+            record.position <= table.position()
+                && !table.endpoints.contains_key(&record.endpoint.id)
         };
         let ended: Vec<EndpointRecord> = self.held().values().filter(ended).cloned().collect();
         for EndpointRecord { endpoint, .. } in ended {
@@ -330,8 +337,58 @@ impl Attachments {
         }
     }
 
+    /// Tells the manager of a new epoch what this node has: what a recovery lost is taken in again, or
+    /// ends here.
+    async fn report(&self, epoch: u64) {
+        let before = self.reported.swap(epoch, Relaxed);
+        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
+        let of_before = records.iter().any(|record| record.position.epoch < epoch);
+        // A node that is new in its first epoch has nothing to say.
+        if before == epoch || (before == 0 && !of_before) {
+            return;
+        }
+        let endpoints = records.iter().map(|record| (&record.endpoint).into()).collect();
+        let adopted = match self.manager.channel() {
+            Ok(channel) => {
+                let request = AdoptEndpointsRequest { endpoints };
+                AttachmentClient::new(channel).adopt_endpoints(request).await
+            }
+            Err(status) => Err(status),
+        };
+        let adopted = match adopted {
+            Ok(adopted) => adopted.into_inner(),
+            Err(status) => {
+                warn!(error = status.message(), "the manager does not know what this node has");
+                self.reported.store(before, Relaxed);
+                return;
+            }
+        };
+        let position = Position { epoch: adopted.epoch, revision: adopted.revision };
+        for record in records {
+            let id = record.endpoint.id.to_bytes();
+            let refused = adopted.not_adopted.iter().find(|refused| refused.endpoint == id);
+            if let Some(refused) = refused {
+                let endpoint = &record.endpoint.name;
+                warn!(%endpoint, why = refused.why, "lost with the cluster's newest entries");
+                if let Err(error) = self.end(record.endpoint.id).await {
+                    warn!(error = format!("{error:#}"), "its interface stays");
+                }
+                continue;
+            }
+            let record = EndpointRecord { position, ..record };
+            if let Err(error) = self.put(&record) {
+                warn!(error = format!("{error:#}"), "the record of an endpoint is old");
+            }
+            self.held().insert(record.endpoint.id, record);
+        }
+    }
+
     fn shown(&self, record: &EndpointRecord) -> LocalEndpoint {
-        let EndpointRecord { endpoint, network, interface, .. } = record;
+        let EndpointRecord { endpoint, network, device, .. } = record;
+        let interface = match device {
+            Device::Made(interface) => Some(interface),
+            Device::Stopped { .. } | Device::Making => None,
+        };
         LocalEndpoint {
             id: endpoint.id.to_bytes().to_vec(),
             name: endpoint.name.to_string(),
@@ -339,18 +396,22 @@ impl Attachments {
             node: self.node.name.to_string(),
             addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
             aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
-            interface: interface.as_ref().map(|interface| interface.name.clone()),
-            mtu: interface.as_ref().map(|Interface { mtu, .. }| u32::from(*mtu)),
+            interface: interface.map(|interface| interface.name.clone()),
+            mtu: interface.map(|interface| u32::from(interface.mtu)),
         }
+    }
+
+    /// Writes all records again, into a folder that lost them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn put_all(&self) -> anyhow::Result<()> {
+        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
+        records.iter().try_for_each(|record| self.put(record))
     }
 
     fn put(&self, record: &EndpointRecord) -> anyhow::Result<()> {
         tokio::task::block_in_place(|| self.records.put_endpoint(record))
-    }
-
-    fn held_in(&self, namespace: NamespaceId) -> Vec<EndpointRecord> {
-        let held = self.held();
-        held.values().filter(|other| other.namespace == namespace).cloned().collect()
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<EndpointId, EndpointRecord>> {

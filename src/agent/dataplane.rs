@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::Context as _;
 use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
@@ -33,7 +34,7 @@ use crate::{
         membership::Table,
         session::{Directory, Identity, Link, Sessions, Settings, public_key},
     },
-    io::{clock, netns::Namespace, tun::Tun, udp},
+    io::{clock, netlink::ALIAS, netns::Namespace, tun::Tun, udp},
     types::{
         DropCounts, Endpoint, EndpointId, Network, NetworkId, NodeId, Offloads, PeerStatus, Traffic,
     },
@@ -66,11 +67,13 @@ pub struct Config {
 }
 
 /// Whether an attachment becomes the container's way out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DefaultRoute {
     /// It does not.
     Leave,
     /// It does where the container has none.
+    #[default]
     IfFree,
     /// It does, and what was there goes.
     Replace,
@@ -94,6 +97,7 @@ pub struct Dataplane {
     underlay_mtu: u16,
     offloads: Offloads,
     broken_offloads: Vec<&'static str>,
+    start_count: u64,
     lanes: u8,
     shared: Arc<Shared>,
     links: DashMap<NodeId, Arc<Link>>,
@@ -146,6 +150,7 @@ impl Dataplane {
             underlay_mtu: config.underlay_mtu,
             offloads,
             broken_offloads: found.broken,
+            start_count,
             lanes,
             shared: shared.clone(),
             links: DashMap::new(),
@@ -266,6 +271,17 @@ impl Dataplane {
         Ok(taken.map(|tun| self.add_port(network, endpoint, tun)))
     }
 
+    /// Tells whether the device of an endpoint is in the target's namespace.
+    pub async fn has(
+        &self,
+        endpoint: EndpointId,
+        target: &Target,
+        interface: Interface,
+    ) -> anyhow::Result<bool> {
+        let alias = self.alias(endpoint);
+        inside(target, move |namespace| device::is_in(namespace, &interface, &alias)).await
+    }
+
     /// Takes away what is left of the device of an endpoint that was being made.
     pub async fn clear(&self, endpoint: EndpointId, target: &Target) -> anyhow::Result<()> {
         let alias = self.alias(endpoint);
@@ -274,7 +290,7 @@ impl Dataplane {
 
     /// What others find a device by.
     fn alias(&self, endpoint: EndpointId) -> String {
-        format!("overlay:{}:{endpoint}", self.node)
+        format!("{ALIAS}{}:{endpoint}", self.node)
     }
 
     fn add_port(&self, network: NetworkId, endpoint: EndpointId, tun: Tun) {
@@ -328,6 +344,17 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Writes again what the state folder must have of this start, should it have lost it: peers take
+    /// no handshake of a lower count.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn keep_start_count(&self, state_dir: &Path) -> anyhow::Result<()> {
+        let path = state_dir.join(START_COUNT);
+        crate::io::disk::replace(&path, self.start_count.to_string().as_bytes())
+            .with_context(|| format!("write {}", path.display()))
+    }
+
     /// Returns the offloads in use.
     pub fn offloads(&self) -> Offloads {
         self.offloads
@@ -341,19 +368,20 @@ impl Dataplane {
     /// Looks whether a peer is there: asks it by sealed echoes for a while, and tells whether anything
     /// authentic came from it meanwhile.
     pub async fn look_for(&self, peer: NodeId) -> bool {
-        let Some(link) = self.links.get(&peer).map(|link| link.clone()) else { return false };
         let since = clock::now();
+        // The table that has it may be on its way.
+        let heard = || self.links.get(&peer).is_some_and(|link| link.last_rx() > Some(since));
         let mut pace = tokio::time::interval(LOOK_PACE);
         for _ in 0..LOOKS {
             // The first tick is now.
             pace.tick().await;
-            if link.last_rx() > Some(since) {
+            if heard() {
                 return true;
             }
             let _ = self.shared.events.try_send(SessionEvent::Echo(peer));
         }
         pace.tick().await;
-        link.last_rx() > Some(since)
+        heard()
     }
 
     /// Lists the peers with which a network is shared, sorted by name.
@@ -470,7 +498,7 @@ fn lanes_of(
 /// Counts this start in the state folder, on disk before it is used: a handshake's order depends
 /// on it.
 fn count_start(state_dir: &Path) -> anyhow::Result<u64> {
-    let path = state_dir.join("start-count");
+    let path = state_dir.join(START_COUNT);
     let before = match std::fs::read_to_string(&path) {
         Ok(text) => text
             .trim()
@@ -526,6 +554,7 @@ fn fill_random(bytes: &mut [u8]) {
 /// Between the handshakes after a start: a thousand peers take a second, and no storm of theirs
 /// meets ours.
 const GREETING_PACE: Duration = Duration::from_millis(1);
+const START_COUNT: &str = "start-count";
 /// A peer is looked for during 0.8 s.
 const LOOK_PACE: Duration = Duration::from_millis(200);
 const LOOKS: u32 = 4;

@@ -11,7 +11,7 @@ use super::{dataplane::DefaultRoute, records::Interface};
 use crate::{
     io::{
         netlink::{self, Link, Netlink},
-        netns::Namespace,
+        netns::{Namespace, allow_ipv6},
         tun::Tun,
     },
     types::Offloads,
@@ -69,7 +69,7 @@ pub(super) fn take(
 ) -> anyhow::Result<Option<Tun>> {
     namespace.run(async || {
         let netlink = Netlink::open()?;
-        let ours = |link: &Link| link.index == interface.index && is_alias(link, alias);
+        let ours = |link: &Link| is_ours(link, interface, alias);
         let Some(link) = netlink.links().await?.into_values().find(ours) else { return Ok(None) };
         let tun = Tun::open(&link.name, offloads).map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => anyhow::anyhow!("another process holds interface {}", link.name),
@@ -82,6 +82,18 @@ pub(super) fn take(
     })
 }
 
+/// Tells whether a device that was kept is in the namespace.
+pub(super) fn is_in(
+    namespace: &Namespace,
+    interface: &Interface,
+    alias: &str,
+) -> anyhow::Result<bool> {
+    namespace.run(async || {
+        let links = Netlink::open()?.links().await?;
+        Ok(links.values().any(|link| is_ours(link, interface, alias)))
+    })
+}
+
 /// Takes away what is left of a device that was being made when the agent ended.
 pub(super) fn clear(namespace: &Namespace, alias: &str) -> anyhow::Result<()> {
     namespace.run(async || {
@@ -91,6 +103,10 @@ pub(super) fn clear(namespace: &Namespace, alias: &str) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+fn is_ours(link: &Link, interface: &Interface, alias: &str) -> bool {
+    link.index == interface.index && is_alias(link, alias)
 }
 
 fn is_alias(link: &Link, alias: &str) -> bool {
@@ -114,6 +130,9 @@ async fn set_up(made_as: &str, spec: &DeviceSpec) -> anyhow::Result<Interface> {
     netlink.no_automatic_addresses(index).await;
     if let Some(loopback) = links.values().find(|link| link.loopback && !link.up) {
         netlink.up(loopback.index).await?;
+    }
+    if spec.addresses.iter().any(|address| address.addr().is_ipv6()) {
+        allow_ipv6(&name)?;
     }
     for address in &spec.addresses {
         netlink.add_address(index, *address).await?;

@@ -57,7 +57,11 @@ impl EndWatch {
     pub fn watch(self: &Arc<Self>, endpoint: EndpointId, target: Target, namespace: NamespaceId) {
         match target {
             Target::Netns(path) => self.watch_path(endpoint, path, namespace),
-            Target::Pid(pid) => self.watch_process(endpoint, pid, namespace),
+            Target::Pid(process) | Target::Container { process, .. } => {
+                self.watch_process(endpoint, process, target, namespace);
+            }
+            // It ends with this process.
+            Target::Host => {}
         }
     }
 
@@ -94,7 +98,13 @@ impl EndWatch {
         }
     }
 
-    fn watch_process(self: &Arc<Self>, endpoint: EndpointId, pid: u32, namespace: NamespaceId) {
+    fn watch_process(
+        self: &Arc<Self>,
+        endpoint: EndpointId,
+        pid: u32,
+        target: Target,
+        namespace: NamespaceId,
+    ) {
         let keeper = Arc::downgrade(self);
         self.tasks().spawn(async move {
             if let Err(error) = process_ends(pid).await {
@@ -102,7 +112,7 @@ impl EndWatch {
                 return;
             }
             if let Some(watch) = keeper.upgrade() {
-                watch.go_on(endpoint, &Target::Pid(pid), namespace);
+                watch.go_on(endpoint, &target, namespace);
             }
         });
     }

@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use super::Node;
 use crate::api::{
     MAX_MESSAGE_BYTES,
     proto::{
-        CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest, FindNetworkResponse,
-        InspectNodeRequest, InspectNodeResponse, JoinTokenRequest, JoinTokenResponse,
-        ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse,
-        ListNodesRequest, ListNodesResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-        RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest, RotateRootResponse,
-        UpdateNodeRequest, UpdateNodeResponse, control_client::ControlClient,
-        control_server::Control,
+        BackupPart, BackupRequest, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
+        FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
+        JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest,
+        ListNetworksResponse, ListNodesRequest, ListNodesResponse, RemoveNetworkRequest,
+        RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest,
+        RotateRootResponse, StartEpochRequest, StartEpochResponse, UpdateNodeRequest,
+        UpdateNodeResponse, control_client::ControlClient, control_server::Control,
     },
 };
 
@@ -52,6 +52,16 @@ impl Control for Forward {
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
         self.control().await?.remove_node(request.into_inner()).await
+    }
+
+    type BackupStream = Streaming<BackupPart>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Answer<Self::BackupStream> {
+        self.control().await?.backup(request.into_inner()).await
+    }
+
+    async fn start_epoch(&self, request: Request<StartEpochRequest>) -> Answer<StartEpochResponse> {
+        self.control().await?.start_epoch(request.into_inner()).await
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {

@@ -37,8 +37,17 @@ impl Identity {
         let mut private = Zeroizing::new([0; 32]);
         rand::fill(private.as_mut_slice())
             .map_err(|_| anyhow::anyhow!("the random source of the system fails"))?;
-        state.write(FILE, private.as_slice())?;
-        Self::of(private)
+        let made = Self::of(private)?;
+        made.put(state)?;
+        Ok(made)
+    }
+
+    /// Writes the key to a state folder.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn put(&self, state: &StateDir) -> anyhow::Result<()> {
+        state.write(FILE, self.private.as_slice())
     }
 
     fn of(private: Zeroizing<[u8; 32]>) -> anyhow::Result<Self> {
@@ -72,7 +81,8 @@ impl fmt::Display for Identity {
     }
 }
 
-const FILE: &str = "identity.key";
+/// The private key's file.
+pub(super) const FILE: &str = "identity.key";
 
 #[cfg(test)]
 mod tests {

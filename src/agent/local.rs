@@ -1,8 +1,8 @@
 //! The node's API on its unix socket. Who may open the socket may ask everything.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, transport::Server};
 
 use super::{Node, Socket, forward::Forward};
@@ -10,14 +10,16 @@ use crate::{
     api::{
         MAX_MESSAGE_BYTES,
         proto::{
-            self, AttachRequest, AttachResponse, Counters, DetachRequest, DetachResponse,
-            EndpointTraffic, InfoRequest, InfoResponse, InitRequest, InitResponse,
-            JoinClusterRequest, JoinClusterResponse, LeaveClusterRequest, LeaveClusterResponse,
-            ListLocalEndpointsRequest, ListLocalEndpointsResponse, ListPeersRequest,
-            ListPeersResponse, MemberInfo, StatsRequest, StatsResponse,
+            self, AttachRequest, AttachResponse, BackupNodeRequest, BackupPart, BackupRequest,
+            Counters, DetachRequest, DetachResponse, EndpointTraffic, InfoRequest, InfoResponse,
+            InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
+            LeaveClusterRequest, LeaveClusterResponse, ListLocalEndpointsRequest,
+            ListLocalEndpointsResponse, ListPeersRequest, ListPeersResponse, MemberInfo,
+            StatsRequest, StatsResponse, control_client::ControlClient,
             control_server::ControlServer, local_server::LocalServer,
         },
     },
+    io::service,
     types::{DropCounts, PacketsBytes, PeerStatus, Traffic},
 };
 
@@ -37,6 +39,9 @@ pub async fn serve(
         }
         Some((accepted, socket))
     });
+    if let Err(error) = service::tell_ready() {
+        tracing::warn!(%error, "the service manager does not know that this is ready");
+    }
     let forward = ControlServer::new(Forward { node: node.clone() });
     let local = LocalServer::new(Local { node });
     Server::builder()
@@ -71,6 +76,21 @@ impl proto::local_server::Local for Local {
         request: Request<LeaveClusterRequest>,
     ) -> Answer<LeaveClusterResponse> {
         self.node.clone().leave(request.into_inner()).await.map(Response::new)
+    }
+
+    type BackupNodeStream = Pin<Box<dyn Stream<Item = Result<BackupPart, Status>> + Send>>;
+
+    async fn backup_node(
+        &self,
+        _request: Request<BackupNodeRequest>,
+    ) -> Answer<Self::BackupNodeStream> {
+        let manager = self.node.manager().await?.manager.channel()?;
+        let client = ControlClient::new(manager).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let parts = { client }.backup(BackupRequest {}).await?.into_inner();
+        let own =
+            self.node.backup_files().map_err(|error| Status::internal(format!("{error:#}")))?;
+        let own = own.into_iter().map(|(section, bytes)| Ok(BackupPart { section, bytes }));
+        Ok(Response::new(Box::pin(stream::iter(own).chain(parts))))
     }
 
     async fn info(&self, _request: Request<InfoRequest>) -> Answer<InfoResponse> {

@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,13 +19,14 @@ use tracing::warn;
 
 use super::{
     Identity,
-    attachments::Attachments,
+    attachments::{Attachments, containers::ContainersTask},
     certificate::Certificate,
     dataplane::Dataplane,
+    docker::Docker,
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
-    records::Records,
+    records::{MemberRecord, Records},
     renewal::RenewalTask,
 };
 use crate::{
@@ -83,16 +85,18 @@ impl Manager {
 pub struct Parts {
     /// What the node has become, now or in an earlier process.
     pub joined: Joined,
-    /// Its session key.
-    pub identity: Identity,
     /// Where its manager is.
     pub manager: SocketAddr,
     /// Its data plane.
     pub dataplane: Dataplane,
     /// The endpoints whose namespace ended, and where they are told.
     pub ended: (mpsc::Sender<EndpointId>, mpsc::Receiver<EndpointId>),
-    /// What the node keeps on disk.
+    /// Where the node keeps what is its own, and what it must not lose.
     pub records: Records,
+    /// See [`Kept`].
+    pub kept: Kept,
+    /// The Docker Engine of its host.
+    pub docker: Docker,
 }
 
 impl Member {
@@ -111,6 +115,7 @@ impl Member {
             member.shutdown().await;
             anyhow::bail!("manager {manager} sends nothing; check it, and try again");
         }
+        member.keep_certificate();
         Ok(member)
     }
 
@@ -146,7 +151,7 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, identity, manager, dataplane, ended, records } = parts;
+        let Parts { joined, manager, dataplane, ended, records, kept, docker } = parts;
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
@@ -176,6 +181,7 @@ impl Member {
             records.clone(),
             EndWatch::start(ended_sender)?,
             current.clone(),
+            docker,
         );
         let member = Arc::new(Self {
             cluster: joined.cluster,
@@ -183,18 +189,18 @@ impl Member {
             manager,
             dataplane,
             attachments: Arc::new(attachments),
-            identity,
+            identity: kept.identity.clone(),
             certificate,
             records,
             table: current,
             tasks: Mutex::default(),
         });
-        member.keep(ended);
+        member.keep(kept, ended);
         Ok((member, link.run()))
     }
 
-    /// Starts to keep the certificate valid, which needs that the membership is on disk.
-    pub fn keep_certificate(&self) {
+    /// Starts to keep the certificate valid. The membership is on disk already.
+    fn keep_certificate(&self) {
         let records = self.records.clone();
         let renewal = RenewalTask::new(
             self.manager.addr,
@@ -210,7 +216,7 @@ impl Member {
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.
-    fn keep(&self, mut ended: mpsc::Receiver<EndpointId>) {
+    fn keep(&self, kept: Kept, mut ended: mpsc::Receiver<EndpointId>) {
         let (attachments, mut connected) =
             (self.attachments.clone(), self.manager.connected.clone());
         self.tasks().spawn(async move {
@@ -227,12 +233,23 @@ impl Member {
                 attachments.handle_ended(endpoint).await;
             }
         });
+        self.tasks().spawn(ContainersTask::new(self.attachments.clone()).run());
         let (records, mut table) = (self.records.clone(), self.table.clone());
+        let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
+        let certificate = self.certificate.clone();
         self.tasks().spawn(async move {
-            while table.changed().await.is_ok() {
-                let newest = table.borrow_and_update().clone();
-                save_table(&records, &newest);
-                sleep(BETWEEN_SAVES).await;
+            loop {
+                // A table that does not change is looked after too, though rarely.
+                let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
+                if matches!(changed, Ok(Err(_))) {
+                    return;
+                }
+                let emptied = mend(&records, &kept, &certificate, &attachments, &dataplane);
+                if changed.is_ok() || emptied {
+                    let newest = table.borrow_and_update().clone();
+                    save_table(&records, &newest);
+                    sleep(BETWEEN_SAVES).await;
+                }
             }
         });
     }
@@ -258,6 +275,41 @@ impl Member {
     }
 }
 
+/// What a member's node must not lose, beside its table and endpoints.
+pub struct Kept {
+    /// The record of membership.
+    pub record: MemberRecord,
+    /// The node's key.
+    pub identity: Identity,
+    /// The state folder.
+    pub state_dir: PathBuf,
+}
+
+/// Writes again what a state folder has lost under a running node, which is all that it needs to go
+/// on as the same node after its next start.
+fn mend(
+    records: &Records,
+    kept: &Kept,
+    certificate: &Certificate,
+    attachments: &Attachments,
+    dataplane: &Dataplane,
+) -> bool {
+    if records.is_intact() {
+        return false;
+    }
+    let Kept { record, identity, state_dir } = kept;
+    let mended = tokio::task::block_in_place(|| {
+        records.put_again(record, &certificate.credentials(), identity)?;
+        dataplane.keep_start_count(state_dir)?;
+        attachments.put_all()
+    });
+    match mended {
+        Ok(()) => warn!("the state folder was emptied; what this node keeps is there again"),
+        Err(error) => warn!(error = format!("{error:#}"), "the state folder is lost"),
+    }
+    true
+}
+
 /// Keeps a table for the next start. Without it that one waits for a manager; forwarding goes on.
 fn save_table(records: &Records, table: &Table) {
     if let Err(error) = tokio::task::block_in_place(|| records.put_table(table)) {
@@ -269,3 +321,5 @@ fn save_table(records: &Records, table: &Table) {
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 /// The whole table is written each time; what a start lacks of it comes with the stream.
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
+/// How soon an emptied state folder is noticed where nothing changes.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);

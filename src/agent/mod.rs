@@ -4,7 +4,7 @@
 //! ```text
 //! overlayctl -> local -> node -> member -> link -> manager
 //!                                  |         `-> table -> dataplane, records
-//!                                  `-> attachments -> dataplane, records
+//!                                  `-> attachments -> dataplane, records, docker
 //! ```
 
 mod address;
@@ -12,6 +12,7 @@ mod attachments;
 pub mod certificate;
 pub mod dataplane;
 mod device;
+mod docker;
 mod end_watch;
 mod forward;
 mod identity;
@@ -30,6 +31,7 @@ mod socket;
 mod state_dir;
 mod worker;
 
+pub use docker::Docker;
 pub use identity::Identity;
 pub use local::serve;
 pub use namespace::Target;

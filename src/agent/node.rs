@@ -31,8 +31,9 @@ use super::{
     Identity,
     address::{self, DataAddr},
     dataplane::{Config, Dataplane},
+    docker::Docker,
     join::{self, Introduction, Joined},
-    member::{Member, Parts},
+    member::{Kept, Member, Parts},
     records::{MemberRecord, Records},
 };
 use crate::{
@@ -40,8 +41,9 @@ use crate::{
         CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, JoinToken,
         Reopened, Reopening, channel,
         proto::{
-            InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
-            LeaveClusterRequest, LeaveClusterResponse,
+            self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
+            JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
+            StartEpochRequest, attachment_client::AttachmentClient, control_client::ControlClient,
         },
         tls,
     },
@@ -74,6 +76,8 @@ pub struct Options {
     pub offloads: Offloads,
     /// After how long sessions' keys are renewed.
     pub rekey_interval: Duration,
+    /// The socket of its host's Docker Engine.
+    pub docker_socket: PathBuf,
     /// The host's name, which the node takes unless told otherwise.
     pub hostname: String,
 }
@@ -128,8 +132,9 @@ impl Node {
                 .with_context(|| {
                     format!("this host no longer has {}; leave and join anew", data_addr.ip())
                 })?;
-        let joined = Joined { cluster, node, credentials };
-        let parts = self.parts(joined, manager, data_addr, data.mtu).await?;
+        let joined = Joined { cluster, node: node.clone(), credentials };
+        let record = MemberRecord { cluster, node, manager, listen_addr };
+        let parts = self.parts(joined, record, data_addr, data.mtu).await?;
         let member = Member::resume(parts).await?;
         info!(node = %member.node.name, %manager, "member as before");
         *life = Life::Member(member, stop);
@@ -181,6 +186,9 @@ impl Node {
     }
 
     async fn init_now(&self, request: InitRequest) -> Result<InitResponse, Status> {
+        if request.force_new_cluster {
+            return self.start_epoch().await;
+        }
         let mut life = self.life.lock().await;
         check_outside(&life)?;
         let (founding, data) = self.founding(&request).await?;
@@ -212,6 +220,21 @@ impl Node {
                 Err(refused(error))
             }
         }
+    }
+
+    /// Goes on with the cluster that this node manages, in a new epoch.
+    async fn start_epoch(&self) -> Result<InitResponse, Status> {
+        let member = self.manager().await?;
+        let mut control = ControlClient::new(member.manager.channel()?);
+        control.start_epoch(StartEpochRequest {}).await?;
+        let token = JoinTokenRequest { role: proto::Role::Worker.into(), ..Default::default() };
+        let token = control.join_token(token).await?.into_inner();
+        Ok(InitResponse {
+            cluster_id: member.cluster.to_vec(),
+            node: Some((&member.node).into()),
+            worker_token: token.token,
+            manager_addr: token.manager_addr,
+        })
     }
 
     /// Joins a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
@@ -257,8 +280,9 @@ impl Node {
         match self.start_member(joined, record, data_addr, data.mtu).await {
             Ok(member) => {
                 info!(node = %member.node.name, %manager, "joined");
+                let not_reached = not_reached(&member).await;
                 *life = Life::Member(member, None);
-                Ok(JoinClusterResponse { cluster_id, node: Some(node) })
+                Ok(JoinClusterResponse { cluster_id, node: Some(node), not_reached })
             }
             Err(error) => {
                 if let Err(error) = undo_join(manager, &credentials).await {
@@ -270,6 +294,14 @@ impl Node {
                 Err(refused(error))
             }
         }
+    }
+
+    /// Reads the files that make this node what it is, for a backup.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn backup_files(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        self.records.backup_files()
     }
 
     /// Leaves the cluster: its containers lose their interfaces, and nothing of the membership is
@@ -424,22 +456,25 @@ impl Node {
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Arc<Member>> {
-        let credentials = joined.credentials.clone();
-        let parts = self.parts(joined, record.manager, data_addr, underlay_mtu).await?;
-        let member = Member::start(parts).await?;
-        if let Err(error) = self.records.put_member(&record, &credentials) {
-            member.shutdown().await;
-            return Err(error);
+        // The cluster has the node already; if this process ends now the next one goes on.
+        self.records.put_member(&record, &joined.credentials)?;
+        let started = match self.parts(joined, record, data_addr, underlay_mtu).await {
+            Ok(parts) => Member::start(parts).await,
+            Err(error) => Err(error),
+        };
+        if started.is_err()
+            && let Err(error) = self.records.forget_member()
+        {
+            warn!(error = format!("{error:#}"), "the record of a membership that failed stays");
         }
-        member.keep_certificate();
-        Ok(member)
+        started
     }
 
     /// Starts the data plane of a member, and puts what belongs to it beside.
     async fn parts(
         &self,
         joined: Joined,
-        manager: SocketAddr,
+        record: MemberRecord,
         data_addr: SocketAddr,
         underlay_mtu: u16,
     ) -> anyhow::Result<Parts> {
@@ -462,8 +497,14 @@ impl Node {
         let dataplane =
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
-        let identity = self.identity.clone();
-        Ok(Parts { joined, identity, manager, dataplane, ended, records })
+        let docker = Docker::new(self.options.docker_socket.clone());
+        let manager = record.manager;
+        let kept = Kept {
+            record,
+            identity: self.identity.clone(),
+            state_dir: self.options.state_dir.clone(),
+        };
+        Ok(Parts { joined, manager, dataplane, ended, records, kept, docker })
     }
 }
 
@@ -546,6 +587,19 @@ async fn undo_join(manager: SocketAddr, credentials: &tls::Credentials) -> anyho
     join::leave(channel).await.map_err(|status| anyhow::anyhow!("{}", status.message()))
 }
 
+/// Has others look for this node, and says what is to be done if none of them reaches it.
+async fn not_reached(member: &Member) -> Option<String> {
+    let mut client = AttachmentClient::new(member.manager.channel().ok()?);
+    let checked = client.check_reach(CheckReachRequest {}).await.ok()?.into_inner();
+    (checked.witnesses > 0 && !checked.reached).then(|| {
+        let addr = member.node.data_addr;
+        format!(
+            "no other node reaches {addr}; check --data-path-addr, and that firewalls let UDP port {} through",
+            addr.port()
+        )
+    })
+}
+
 fn bad_input(error: anyhow::Error) -> Status {
     Status::invalid_argument(format!("{error:#}"))
 }
@@ -583,6 +637,7 @@ mod tests {
             workers: 1,
             offloads: Offloads::ALL,
             rekey_interval: Duration::from_secs(120),
+            docker_socket: "/no/such/socket".into(),
             hostname: "n1".into(),
         };
         let start = StartManager {

@@ -6,7 +6,7 @@
 //! member.json           cluster, node, manager, where it listens and takes packets
 //! node.pem              certificate, trusted roots, private key
 //! table.json            the last good table, with the keys of pairs
-//! endpoints/ID.json     network, target, interface
+//! endpoints/ID.json     network, target, device
 //! ```
 //! Each JSON file starts with a line of its format's version and the SHA-256 of the rest, so that a
 //! damaged one is never half believed.
@@ -18,12 +18,12 @@ use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{StateDir, namespace::Target};
+use super::{Identity, StateDir, dataplane::DefaultRoute, namespace::Target};
 use crate::{
-    api::tls::Credentials,
+    api::{backup::Sections, tls::Credentials},
     engine::membership::Table,
     io::netns::NamespaceId,
-    types::{Endpoint, EndpointId, Network, Node, Revision},
+    types::{Endpoint, EndpointId, Network, Node, Position},
 };
 
 /// The records of one node.
@@ -52,14 +52,36 @@ pub struct EndpointRecord {
     pub endpoint: Endpoint,
     /// Its network.
     pub network: Network,
-    /// The revision at which it was made.
-    pub revision: Revision,
+    /// Where the log stood when it was made, or taken in again.
+    pub position: Position,
     /// What leads to its namespace.
     pub target: Target,
     /// Its namespace.
     pub namespace: NamespaceId,
-    /// Its device; none while it is being made.
-    pub interface: Option<Interface>,
+    /// Its device.
+    #[serde(rename = "interface")]
+    pub device: Device,
+    /// Whether it is the container's way out.
+    #[serde(default)]
+    pub default_route: DefaultRoute,
+    /// Its place among the node's attachments, which are made again in this order.
+    #[serde(default)]
+    pub order: u64,
+}
+
+/// Whether an endpoint has its device. In a file it is an interface, null, or the name to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Device {
+    /// It is there.
+    Made(Interface),
+    /// Its container is stopped, and gets it when it starts.
+    Stopped {
+        /// The name that it had and will have.
+        made_again_as: String,
+    },
+    /// It is being made.
+    Making,
 }
 
 /// A device in a container.
@@ -116,6 +138,26 @@ impl Records {
         self.state.write(CREDENTIALS, &pem_bundle(credentials))
     }
 
+    /// Whether the state folder still has the record of membership.
+    pub fn is_intact(&self) -> bool {
+        self.state.path().join(MEMBER).exists()
+    }
+
+    /// Writes the record of membership and what it needs again, into a folder that lost them.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn put_again(
+        &self,
+        member: &MemberRecord,
+        credentials: &Credentials,
+        identity: &Identity,
+    ) -> anyhow::Result<()> {
+        self.state.folder("")?;
+        identity.put(&self.state)?;
+        self.put_member(member, credentials)
+    }
+
     /// Forgets the membership, and all that belongs to it.
     ///
     /// # Errors
@@ -123,6 +165,36 @@ impl Records {
     pub fn forget_member(&self) -> anyhow::Result<()> {
         for name in [MEMBER, TABLE, CREDENTIALS] {
             self.state.remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the files that make this node what it is, for a backup.
+    ///
+    /// # Errors
+    /// One cannot be read, or is missing.
+    pub fn backup_files(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        let read = |name: &str| {
+            let missing = || anyhow!("{} is missing", self.state.path().join(name).display());
+            Ok((name.to_owned(), self.state.read(name)?.ok_or_else(missing)?))
+        };
+        BACKED_UP.into_iter().map(read).collect()
+    }
+
+    /// Writes the files of a backup, what makes the node a member last.
+    ///
+    /// # Errors
+    /// The backup lacks one, the folder holds a member, or the disk does not take it.
+    pub fn restore(state: &StateDir, backup: &Sections) -> anyhow::Result<()> {
+        if state.read(MEMBER)?.is_some() {
+            bail!(
+                "{} holds a member of a cluster; use another --state-dir",
+                state.path().display()
+            );
+        }
+        for name in BACKED_UP {
+            let bytes = backup.get(name).with_context(|| format!("it holds no {name}"))?;
+            state.write(name, bytes)?;
         }
         Ok(())
     }
@@ -266,6 +338,8 @@ fn credentials(text: &[u8]) -> anyhow::Result<Credentials> {
     }
 }
 
+/// In the order in which they are restored.
+const BACKED_UP: [&str; 3] = [super::identity::FILE, CREDENTIALS, MEMBER];
 const VERSION: &str = "1";
 const MEMBER: &str = "member.json";
 const CREDENTIALS: &str = "node.pem";
@@ -277,7 +351,7 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
+    use crate::types::{Encap, NetworkId, NodeId};
 
     fn records() -> (tempfile::TempDir, Records) {
         let folder = tempfile::tempdir().unwrap();
@@ -294,6 +368,64 @@ mod tests {
         assert_eq!(records.table().unwrap(), Some(table));
         records.forget_member().unwrap();
         assert_eq!(records.table().unwrap(), None);
+    }
+
+    #[test]
+    fn an_endpoint_is_read_in_every_state() {
+        let (_folder, records) = records();
+        let id = EndpointId::from_u128(1);
+        let network = NetworkId::from_u128(2);
+        let made = Interface { index: 7, name: "eth0".into(), mtu: 1436 };
+        let record = EndpointRecord {
+            endpoint: Endpoint {
+                id,
+                name: "web".parse().unwrap(),
+                network,
+                node: NodeId::from_u128(3),
+                addresses: vec!["10.9.0.2/24".parse().unwrap()],
+                aliases: Vec::new(),
+            },
+            network: Network {
+                id: network,
+                name: "blue".parse().unwrap(),
+                vni: 4096.try_into().unwrap(),
+                subnets: vec!["10.9.0.0/24".parse().unwrap()],
+                gateways: Vec::new(),
+                mtu: None,
+                encap: Encap::Sealed,
+                internal: false,
+                labels: BTreeMap::new(),
+            },
+            position: Position { epoch: 1, revision: 5 },
+            target: Target::Container { id: "0a1b".into(), process: 42 },
+            namespace: NamespaceId::of(&fs::metadata("/proc/self/ns/net").unwrap()),
+            device: Device::Making,
+            default_route: DefaultRoute::Replace,
+            order: 3,
+        };
+        let stopped = Device::Stopped { made_again_as: "eth0".into() };
+        for device in [Device::Making, Device::Made(made), stopped] {
+            let record = EndpointRecord { device, ..record.clone() };
+            records.put_endpoint(&record).unwrap();
+            let (read, damaged) = records.endpoints().unwrap();
+            assert_eq!((read, damaged.len()), (BTreeMap::from([(id, record)]), 0));
+        }
+        records.remove_endpoint(id).unwrap();
+        assert_eq!(records.endpoints().unwrap().0, BTreeMap::new());
+    }
+
+    /// Files outlive the process that wrote them.
+    #[test]
+    fn a_device_keeps_its_form() {
+        let check = |text: &str, device: Device| {
+            assert_eq!(serde_json::to_string(&device).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Device>(text).unwrap(), device);
+        };
+        let made = Interface { index: 7, name: "eth0".into(), mtu: 1436 };
+        check("null", Device::Making);
+        check(r#"{"index":7,"name":"eth0","mtu":1436}"#, Device::Made(made));
+        check(r#"{"made_again_as":"eth1"}"#, Device::Stopped { made_again_as: "eth1".into() });
+        assert!(serde_json::from_str::<Device>(r#"{"index":7}"#).is_err());
     }
 
     #[test]

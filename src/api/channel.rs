@@ -21,7 +21,7 @@ use super::tls::{MANAGER_NAME, OtherRoot};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nothing answers there.
-    #[error("manager {addr} is not reachable: {error}; check the address, and that a firewall lets TCP port {} through", addr.port())]
+    #[error("manager {addr} is not reachable: {error}; check that a manager is there, not a worker, and that a firewall lets TCP port {} through", addr.port())]
     Unreachable {
         /// Where it should be.
         addr: SocketAddr,

@@ -8,6 +8,7 @@
 //! | an agent | manager, by its certificate | `Attachment`, `Dispatch`, `Control` |
 //! | an operator | node, by its unix socket | `Local`, and `Control`, which the node forwards |
 
+pub mod backup;
 pub mod channel;
 mod convert;
 mod founding;

@@ -1,7 +1,7 @@
 //! The daemon of a node: reads its settings, takes its state folder and socket, and serves until it
 //! is told to end.
 
-use std::{env, io::IsTerminal as _, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, fs, io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -43,6 +43,11 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     check()?;
     let state = Arc::new(StateDir::open(&settings.state_dir)?);
+    if let Some((file, passphrase)) = &settings.restore {
+        restore(&state, file, passphrase.as_deref())
+            .with_context(|| format!("restore {}", file.display()))?;
+        info!("restored from {}", file.display());
+    }
     let identity = Identity::open(&state)?;
     let socket = Socket::bind(&settings.socket)?;
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -51,6 +56,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         workers: settings.workers,
         offloads: settings.offloads,
         rekey_interval: settings.rekey_interval,
+        docker_socket: settings.docker_socket,
         hostname,
     };
     let node = Arc::new(Node::new(options, identity, Records::new(state), start_manager()));
@@ -83,6 +89,16 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Puts a backup into an empty state folder; what makes it a member's comes last.
+fn restore(state: &StateDir, file: &Path, passphrase: Option<&Path>) -> anyhow::Result<()> {
+    let bytes = fs::read(file)?;
+    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
+    let passphrase = passphrase.map(read).transpose()?;
+    let passphrase = passphrase.as_deref().map(|text| text.strip_suffix(b"\n").unwrap_or(text));
+    let sections = Manager::restore(state.path(), &bytes, passphrase)?;
+    Records::restore(state, &sections)
 }
 
 /// Gives the agent the way to a manager in this process.

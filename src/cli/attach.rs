@@ -10,12 +10,12 @@ use super::{
     endpoint::EndpointView,
     output::{print, print_json},
 };
-use crate::api::proto::{AttachRequest, AttachResponse, DetachRequest, attach_request};
+use crate::api::proto::{AttachRequest, AttachResponse, DetachRequest, Host, attach_request};
 
 /// `overlayctl attach`.
 #[derive(Args, Debug)]
 pub struct Attach {
-    /// netns:NAME, netns:/PATH or pid:N
+    /// netns:NAME, netns:/PATH, pid:N, container:NAME (Docker), or host
     #[arg(value_parser = target)]
     target: attach_request::Target,
     #[command(flatten)]
@@ -112,10 +112,16 @@ pub fn warn_of_lagging(attached: &AttachResponse) {
 
 /// Reads TARGET.
 fn target(text: &str) -> Result<attach_request::Target, String> {
-    let allowed = "use netns:NAME, netns:/PATH or pid:N";
+    let allowed = "use netns:NAME, netns:/PATH, pid:N, container:NAME or host";
+    if text == "host" {
+        return Ok(attach_request::Target::Host(Host {}));
+    }
     match text.split_once(':') {
         Some(("netns", name)) if !name.is_empty() => {
             Ok(attach_request::Target::Netns(name.to_owned()))
+        }
+        Some(("container", name)) if !name.is_empty() => {
+            Ok(attach_request::Target::Container(name.to_owned()))
         }
         Some(("pid", pid)) => match pid.parse() {
             Ok(pid) if pid > 0 => Ok(attach_request::Target::Pid(pid)),
@@ -129,6 +135,8 @@ fn shown(target: &attach_request::Target) -> String {
     match target {
         attach_request::Target::Netns(name) => format!("netns:{name}"),
         attach_request::Target::Pid(pid) => format!("pid:{pid}"),
+        attach_request::Target::Container(name) => format!("container:{name}"),
+        attach_request::Target::Host(_) => "host".to_owned(),
     }
 }
 
@@ -139,11 +147,11 @@ mod tests {
 
     #[test]
     fn targets_are_read_and_others_say_what_is_allowed() {
-        for text in ["netns:c1", "netns:/var/run/netns/c1", "pid:42"] {
+        for text in ["netns:c1", "netns:/var/run/netns/c1", "pid:42", "container:web", "host"] {
             assert_eq!(shown(&target(text).unwrap()), text);
         }
-        for text in ["c1", "container:web", "host", "netns:"] {
-            let why = "no such kind of target; use netns:NAME, netns:/PATH or pid:N";
+        for text in ["c1", "planet:mars", "host:", "netns:", "container:"] {
+            let why = "no such kind of target; use netns:NAME, netns:/PATH, pid:N, container:NAME or host";
             assert_eq!(target(text).unwrap_err(), why, "{text}");
         }
         for text in ["pid:x", "pid:0", "pid:-1"] {

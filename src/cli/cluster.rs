@@ -45,6 +45,10 @@ pub struct Init {
     /// The node's name; the host's unless given
     #[arg(long)]
     name: Option<String>,
+    /// Keep the cluster that this node manages, with all its data, and go on as its only manager in a
+    /// new epoch: after a restore, or when the other managers are lost
+    #[arg(long)]
+    force_new_cluster: bool,
 }
 
 /// `overlayctl join`.
@@ -108,6 +112,7 @@ impl Init {
             address_pool_mask_length: self.default_addr_pool_mask_length.into(),
             name: self.name,
             certificate_life_s: Some(self.cert_expiry.as_secs()),
+            force_new_cluster: self.force_new_cluster,
         };
         let made = answer("init", client.local().await?.init(request)).await?;
         let view = InitView::new(made)?;
@@ -131,6 +136,9 @@ impl Join {
         };
         let joined = answer(&what, client.local().await?.join_cluster(request)).await?;
         let view = JoinView::new(joined)?;
+        if let Some(why) = &view.not_reached {
+            eprintln!("overlayctl: {what}: {why}");
+        }
         match format {
             Format::Json => print_json(&view)?,
             Format::Table => {
@@ -222,6 +230,7 @@ struct JoinView {
     cluster_id: String,
     node_id: String,
     name: String,
+    not_reached: Option<String>,
 }
 
 impl JoinView {
@@ -231,6 +240,7 @@ impl JoinView {
             cluster_id: output::id(&joined.cluster_id)?,
             node_id: output::id(&node.id)?,
             name: node.name,
+            not_reached: joined.not_reached,
         })
     }
 }
@@ -421,7 +431,8 @@ mod tests {
         golden("init", &view);
         let line = "\n    overlayctl join --token OVTKN-1-digest-secret 192.0.2.1:2377\n";
         assert!(view.text().contains(line), "{}", view.text());
-        let joined = JoinClusterResponse { cluster_id: vec![9; 16], node: Some(node()) };
+        let (cluster_id, node) = (vec![9; 16], Some(node()));
+        let joined = JoinClusterResponse { cluster_id, node, not_reached: None };
         golden("join", &JoinView::new(joined).unwrap());
         let token = JoinTokenResponse {
             token: "OVTKN-1-digest-secret".into(),

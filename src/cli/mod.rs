@@ -2,6 +2,7 @@
 //! noun; what a failure looks like is in `failure`, what answers look like in `output`.
 
 mod attach;
+mod backup;
 mod ca;
 mod client;
 mod cluster;
@@ -15,9 +16,9 @@ mod peers;
 mod run;
 mod stats;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::{client::Client, failure::Failure};
 
@@ -62,6 +63,13 @@ enum Command {
     Network(network::Command),
     /// Put a container on a network
     Attach(attach::Attach),
+    /// Write everything that this manager keeps to a file
+    Backup(backup::Backup),
+    /// Print completions for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Take this node out of its cluster
     Leave(leave::Leave),
     /// Take a container off a network
@@ -105,6 +113,10 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Join(join) => join.execute(client, format).await?,
         Command::JoinToken(token) => token.execute(client, format).await?,
         Command::Ca(command) => command.execute(client, format).await?,
+        Command::Backup(backup) => backup.execute(client, format).await?,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "overlayctl", &mut io::stdout());
+        }
         Command::Leave(leave) => leave.execute(client, format).await?,
         Command::Info => cluster::info(client, format).await?,
         Command::Node(command) => command.execute(client, format).await?,
@@ -121,8 +133,6 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -141,7 +151,7 @@ mod tests {
         check(&["join", "192.0.2.1"]);
         check(&["attach", "netns:c1"]);
         check(&["attach", "c1", "--network", "blue"]);
-        check(&["attach", "container:c1", "--network", "blue"]);
+        check(&["attach", "planet:mars", "--network", "blue"]);
         check(&["network", "create", "blue", "--subnet", "10.1.0.0"]);
         check(&["network", "create", "blue", "--ip", "10.1.0.1"]);
         check(&["network", "create", "blue", "--label", "x"]);
@@ -170,6 +180,9 @@ mod tests {
         check("node inspect self --json");
         check("node update n2 --availability drain --label-add disk=ssd --label-rm old");
         check("node rm --force n2 n3");
+        check("backup /tmp/b --passphrase-file /tmp/p");
+        check("completion bash");
+        check("init --force-new-cluster");
         check("leave --force");
         check("join-token worker --rotate");
         check("join-token worker --ttl 1h --uses 3");

@@ -6,5 +6,6 @@ pub mod disk;
 pub mod end;
 pub mod netlink;
 pub mod netns;
+pub mod service;
 pub mod tun;
 pub mod udp;

@@ -81,14 +81,18 @@ impl Netlink {
         links.into_values().find(|l| l.name == name).with_context(|| format!("no link {name}"))
     }
 
-    /// Lists the addresses of interfaces that are up, link-local ones left out.
+    /// Lists the addresses of interfaces that are up, link-local ones and those of our own devices left
+    /// out.
     pub async fn addresses(&self) -> anyhow::Result<Vec<InterfaceAddr>> {
         let links = self.links().await?;
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.context("list addresses")?;
         let mut found = Vec::new();
         for message in messages {
-            let Some(link) = links.get(&message.header.index).filter(|link| link.up) else {
+            let theirs = |link: &&Link| {
+                link.up && !link.alias.as_deref().is_some_and(|alias| alias.starts_with(ALIAS))
+            };
+            let Some(link) = links.get(&message.header.index).filter(theirs) else {
                 continue;
             };
             // IFA_LOCAL is the own address where both are there (a point-to-point link).
@@ -268,4 +272,6 @@ fn read_link(message: &LinkMessage) -> Link {
 /// which is longer than a busy machine's scheduler takes to come round.
 const QUEUE_PACKETS: u32 = 4096;
 const MAX_INTERFACES: u32 = 1000;
+/// How the aliases of our own devices begin.
+pub const ALIAS: &str = "overlay:";
 const MAIN_TABLE: u32 = 254;

@@ -2,7 +2,7 @@
 //! no other thread ever finds itself somewhere else.
 
 use std::{
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -69,6 +69,20 @@ impl Namespace {
         };
         on_own_thread(enter, work)
     }
+}
+
+/// Lets a device have IPv6 addresses in the calling thread's namespace. Docker forbids them to the
+/// devices of a container whose own networks have none.
+///
+/// # Errors
+/// They are forbidden, and stay so.
+pub fn allow_ipv6(interface: &str) -> anyhow::Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    // Where the file is not, there is no IPv6 at all; the address says so.
+    if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
+        fs::write(&path, "0").with_context(|| format!("allow IPv6 by {path}"))?;
+    }
+    Ok(())
 }
 
 /// Runs `work` in a network namespace that is made for it, its loopback up. The namespace lives as

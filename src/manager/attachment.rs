@@ -5,17 +5,24 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, random, status};
+use super::{
+    Shared,
+    liveness::{NodeWatch, WITNESSES},
+    log::ProposeError,
+    random, status,
+};
 use crate::{
     api::{
         parse_id, parse_list, parse_text,
         proto::{
-            self, AwaitAcknowledgedRequest, AwaitAcknowledgedResponse, CreateEndpointRequest,
-            CreateEndpointResponse, RemoveEndpointRequest, RemoveEndpointResponse,
+            self, AdoptEndpointsRequest, AdoptEndpointsResponse, AwaitAcknowledgedRequest,
+            AwaitAcknowledgedResponse, CheckReachRequest, CheckReachResponse,
+            CreateEndpointRequest, CreateEndpointResponse, NotAdopted, RemoveEndpointRequest,
+            RemoveEndpointResponse,
         },
     },
     engine::cluster::{Command, CreateEndpoint, Outcome, State},
-    types::{NetworkId, NodeId},
+    types::{Endpoint, NetworkId, NodeId, Position},
 };
 
 /// The service.
@@ -33,6 +40,7 @@ impl proto::attachment_server::Attachment for Attachment {
     ) -> Answer<CreateEndpointResponse> {
         let node = self.shared.member(&request)?.id;
         let request = request.into_inner();
+        self.shared.recovery.settled().await;
         let network = self.shared.network(&request.network)?;
         let name = request.name.as_deref().map(|name| parse_text("name", name)).transpose()?;
         let create = CreateEndpoint {
@@ -52,6 +60,7 @@ impl proto::attachment_server::Attachment for Attachment {
             endpoint: Some((&endpoint).into()),
             network: Some((&network).into()),
             revision,
+            epoch: self.shared.log.read(|state| state.position().epoch),
         }))
     }
 
@@ -64,6 +73,37 @@ impl proto::attachment_server::Attachment for Attachment {
         let removed = self.shared.log.propose(Command::RemoveEndpoint { endpoint, node }).await;
         let (revision, _) = removed.map_err(status::of_proposal)?;
         Ok(Response::new(RemoveEndpointResponse { revision }))
+    }
+
+    async fn adopt_endpoints(
+        &self,
+        request: Request<AdoptEndpointsRequest>,
+    ) -> Answer<AdoptEndpointsResponse> {
+        let node = self.shared.member(&request)?.id;
+        let mut not_adopted = Vec::new();
+        for endpoint in request.into_inner().endpoints {
+            let id = endpoint.id.clone();
+            let endpoint = Endpoint { node, ..endpoint.try_into()? };
+            match self.shared.log.propose(Command::AdoptEndpoint(endpoint)).await {
+                Ok(_) => {}
+                Err(ProposeError::Refused(refusal)) => {
+                    not_adopted.push(NotAdopted { endpoint: id, why: refusal.to_string() });
+                }
+                Err(error) => return Err(status::of_proposal(error)),
+            }
+        }
+        self.shared.recovery.handle_reported(node);
+        let Position { epoch, revision } = self.shared.log.read(State::position);
+        Ok(Response::new(AdoptEndpointsResponse { not_adopted, epoch, revision }))
+    }
+
+    async fn check_reach(&self, request: Request<CheckReachRequest>) -> Answer<CheckReachResponse> {
+        let node = self.shared.member(&request)?.id;
+        let looked = self.shared.watch.looked();
+        let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
+        let witnesses = self.shared.log.read(look).len();
+        let reached = NodeWatch::any_heard(node, witnesses, looked).await;
+        Ok(Response::new(CheckReachResponse { witnesses: witnesses as u32, reached }))
     }
 
     async fn await_acknowledged(

@@ -1,24 +1,29 @@
 //! What operators ask of the cluster, by way of a manager's node. The caller's role is that of the
 //! state, at the time of the call.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
 
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use super::{Shared, random, status};
+use super::{Shared, manager_key::ManagerKey, random, recovery::Recovery, status};
 use crate::{
     api::{
-        Malformed, parse_list, parse_text,
+        Malformed,
+        backup::section,
+        parse_list, parse_text,
         proto::{
-            self, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
-            FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
-            JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest,
-            ListNetworksResponse, ListNodesRequest, ListNodesResponse, RemoveNetworkRequest,
-            RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest,
-            RotateRootResponse, UpdateNodeRequest, UpdateNodeResponse,
+            self, BackupPart, BackupRequest, CreateNetworkRequest, CreateNetworkResponse,
+            FindNetworkRequest, FindNetworkResponse, InspectNodeRequest, InspectNodeResponse,
+            JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse,
+            ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
+            RemoveNetworkRequest, RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse,
+            RotateRootRequest, RotateRootResponse, StartEpochRequest, StartEpochResponse,
+            UpdateNodeRequest, UpdateNodeResponse,
         },
         tls::root_digest,
     },
@@ -108,6 +113,35 @@ impl proto::control_server::Control for Control {
         self.shared.watch.handle_removed(node.id);
         info!(node = %name, id = %node.id, "node removed");
         Ok(Response::new(RemoveNodeResponse { node: Some((&node).into()) }))
+    }
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupPart, Status>> + Send>>;
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Answer<Self::BackupStream> {
+        self.own_node(&request)?;
+        let key = ManagerKey::open(&self.shared.folder).map_err(status::of_failure)?;
+        let state = self.shared.log.read(serde_json::to_vec);
+        let state = state.map_err(|error| status::of_failure(error.into()))?;
+        let part = |section: &str, bytes: &[u8]| {
+            Ok(BackupPart { section: section.to_owned(), bytes: bytes.to_vec() })
+        };
+        let mut parts = vec![part(section::MANAGER_KEY, key.bytes())];
+        parts.extend(state.chunks(BACKUP_PART_BYTES).map(|bytes| part(section::STATE, bytes)));
+        Ok(Response::new(Box::pin(stream::iter(parts))))
+    }
+
+    async fn start_epoch(&self, request: Request<StartEpochRequest>) -> Answer<StartEpochResponse> {
+        self.own_node(&request)?;
+        let shared = &self.shared;
+        shared.log.propose(Command::StartEpoch).await.map_err(status::of_proposal)?;
+        if shared.log.read(|state| shared.recovery.begin(state)) {
+            shared.spawn(Recovery::run(shared.clone()));
+        }
+        // Every agent comes back, hears of the epoch, and says what it has.
+        shared.dispatcher.close_all();
+        let epoch = shared.log.read(|state| state.position().epoch);
+        info!(epoch, "a new epoch");
+        Ok(Response::new(StartEpochResponse { epoch }))
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
@@ -204,6 +238,14 @@ impl proto::control_server::Control for Control {
 
 impl Control {
     /// Returns the calling node if it is a manager.
+    /// Refuses all but the node that this manager runs on.
+    fn own_node<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match self.manager(request)?.id == self.shared.node {
+            true => Ok(()),
+            false => Err(Status::permission_denied("run this on the manager's own node")),
+        }
+    }
+
     fn find_node(&self, reference: &str) -> Result<Node, Status> {
         let found = self.shared.log.read(|state| state.find_node(reference).cloned());
         found.map_err(status::of_refusal)
@@ -260,3 +302,6 @@ fn list_endpoints(state: &State, network: Option<&str>) -> Result<ListEndpointsR
         nodes: state.nodes().map(Into::into).collect(),
     })
 }
+
+/// Well below what a message may have.
+const BACKUP_PART_BYTES: usize = 1 << 20;

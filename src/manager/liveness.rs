@@ -8,8 +8,8 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
+    sync::{Notify, broadcast},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -28,6 +28,8 @@ pub struct NodeWatch {
     liveness: Mutex<Liveness>,
     /// Something is due sooner than it was.
     sooner: Notify,
+    /// What witnesses say, for whoever else wants to know.
+    looked: broadcast::Sender<(NodeId, Heard)>,
 }
 
 impl NodeWatch {
@@ -37,7 +39,8 @@ impl NodeWatch {
         for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
             liveness.handle_known(node.id, clock::now());
         }
-        Self { liveness: Mutex::new(liveness), sooner: Notify::new() }
+        let looked = broadcast::Sender::new(LOOKED);
+        Self { liveness: Mutex::new(liveness), sooner: Notify::new(), looked }
     }
 
     /// A node's stream opened.
@@ -59,6 +62,8 @@ impl NodeWatch {
 
     /// A witness has looked for a node.
     pub fn handle_witness(&self, witness: NodeId, node: NodeId, heard: Heard) {
+        // Mostly nobody wants to know.
+        let _ = self.looked.send((node, heard));
         self.locked().handle_witness(witness, node, heard, clock::now());
         self.sooner.notify_one();
     }
@@ -76,6 +81,32 @@ impl NodeWatch {
     /// How long ago the last sign of life of a node was.
     pub fn silent_for(&self, node: NodeId) -> Option<Duration> {
         self.locked().silent_for(node, clock::now())
+    }
+
+    /// Waits until one of so many witnesses has heard a node, or all have not, or long enough.
+    pub async fn any_heard(
+        node: NodeId,
+        witnesses: usize,
+        mut looked: broadcast::Receiver<(NodeId, Heard)>,
+    ) -> bool {
+        let any = async {
+            let mut silent = 0;
+            while silent < witnesses {
+                match looked.recv().await {
+                    Ok((of, Heard::Yes)) if of == node => return true,
+                    Ok((of, Heard::No)) if of == node => silent += 1,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return false,
+                }
+            }
+            false
+        };
+        timeout(LOOKED_AFTER, any).await.unwrap_or(false)
+    }
+
+    /// Hears what witnesses say from now on.
+    pub fn looked(&self) -> broadcast::Receiver<(NodeId, Heard)> {
+        self.looked.subscribe()
     }
 
     fn locked(&self) -> MutexGuard<'_, Liveness> {
@@ -152,4 +183,8 @@ impl LivenessTask {
 }
 
 /// How many nodes look for one.
-const WITNESSES: usize = 3;
+pub const WITNESSES: usize = 3;
+/// What is said by the witnesses of some suspects at once.
+const LOOKED: usize = 64;
+/// Witnesses look for 0.8 s.
+const LOOKED_AFTER: Duration = Duration::from_millis(1500);

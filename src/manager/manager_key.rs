@@ -33,8 +33,20 @@ impl ManagerKey {
     /// # Errors
     /// There is one already, or the folder cannot be written.
     pub fn create(folder: &Path) -> anyhow::Result<Self> {
+        Self::place(folder, Zeroizing::new(random::bytes()?))
+    }
+
+    /// Puts the key of a backup into the manager's folder.
+    ///
+    /// # Errors
+    /// It is none, there is one already, or the folder cannot be written.
+    pub fn restore(folder: &Path, key: &[u8]) -> anyhow::Result<Self> {
+        let key = <[u8; 32]>::try_from(key).context("the manager's key has another length")?;
+        Self::place(folder, Zeroizing::new(key))
+    }
+
+    fn place(folder: &Path, key: Zeroizing<[u8; 32]>) -> anyhow::Result<Self> {
         let path = folder.join(FILE);
-        let key = Zeroizing::new(random::bytes()?);
         let write = || {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
@@ -73,6 +85,11 @@ impl ManagerKey {
             );
         };
         Ok(Self { path, key: Zeroizing::new(key) })
+    }
+
+    /// Returns the key, for a backup.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.key
     }
 
     /// Seals a secret of a cluster.

@@ -17,6 +17,7 @@ pub mod log;
 mod manager_key;
 mod membership;
 mod random;
+mod recovery;
 mod rotation;
 mod session;
 mod status;
@@ -51,12 +52,14 @@ use self::{
     liveness::{LivenessTask, NodeWatch},
     log::{Log, LogFile, Snapshots},
     manager_key::ManagerKey,
+    recovery::Recovery,
     rotation::RotationTask,
     trust::Trust,
 };
 use crate::{
     api::{
         Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        backup::{self, Sections, section},
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
@@ -92,6 +95,7 @@ struct Shared {
     admission: Arc<Admission>,
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
+    recovery: Recovery,
 }
 
 impl Manager {
@@ -152,6 +156,7 @@ impl Manager {
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
+        let recovery = log.read(Recovery::new);
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             cluster,
@@ -165,10 +170,40 @@ impl Manager {
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
+            recovery,
         });
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, tls), founded))
+    }
+
+    /// Reads a backup and puts its state into a state folder, in a new epoch; the manager is opened
+    /// then. What else the backup holds is the node's.
+    ///
+    /// # Errors
+    /// The folder holds a cluster, the backup does not hold together, or the disk does not take it.
+    pub fn restore(
+        state_dir: &Path,
+        backup: &[u8],
+        passphrase: Option<&[u8]>,
+    ) -> anyhow::Result<Sections> {
+        let backup = backup::read(backup, passphrase)?;
+        let part = |name: &str| backup.get(name).with_context(|| format!("it holds no {name}"));
+        let mut state: State =
+            serde_json::from_slice(part(section::STATE)?).context("its state cannot be read")?;
+        state.start_epoch();
+        let (Some(cluster), Some(secrets)) = (state.cluster(), state.secrets()) else {
+            bail!("its state holds no cluster");
+        };
+        let folder = make_folder(state_dir)?;
+        let file = LogFile::create_with(&folder.join(LOG_FILE), state.clone())?;
+        let restored = ManagerKey::restore(&folder, part(section::MANAGER_KEY)?)
+            .and_then(|key| Trust::open(cluster.id, secrets, key).map(drop));
+        drop(file);
+        if restored.is_err() {
+            remove(&folder);
+        }
+        restored.map(|()| backup)
     }
 
     /// Serves a cluster again that was founded in this state folder. No node is connected yet;
@@ -208,6 +243,7 @@ impl Manager {
         let log = start_log(file, dispatcher.clone())?;
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
+        let recovery = log.read(Recovery::new);
         let shared = Arc::new(Shared {
             folder,
             cluster,
@@ -221,6 +257,7 @@ impl Manager {
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch,
+            recovery,
         });
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
@@ -230,6 +267,9 @@ impl Manager {
     fn serve(shared: Arc<Shared>, listener: TcpListener, tls: ListenerTls) -> Self {
         shared.spawn(LivenessTask::new(shared.clone()).run());
         shared.spawn(RotationTask::new(shared.clone()).run());
+        if !shared.log.read(State::is_settled) {
+            shared.spawn(Recovery::run(shared.clone()));
+        }
         let (connections, incoming) = mpsc::channel(ACCEPTED);
         let task = ListenerTask::new(listener, tls, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());

@@ -37,7 +37,8 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::SubnetsExhausted { .. }
         | Refusal::VnisExhausted
         | Refusal::AddressesExhausted { .. } => Code::ResourceExhausted,
-        Refusal::ClusterExists
+        Refusal::Versions { .. }
+        | Refusal::ClusterExists
         | Refusal::NoCluster
         | Refusal::SecretRotating
         | Refusal::RootRotating { .. }

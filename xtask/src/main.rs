@@ -9,11 +9,13 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod check;
 mod demo;
+mod dist;
 mod fuzz;
 mod lab;
 mod machine;
 mod process;
 mod prove;
+mod scale;
 mod signals;
 mod system;
 mod test;
@@ -40,12 +42,16 @@ enum Verb {
     Test(test::Args),
     /// Three nodes on this machine, a network, containers, traffic between them
     Demo(demo::Args),
+    /// What is put on hosts: static programs, unit file, completions
+    Dist(dist::Args),
     /// Nodes in network namespaces on a shared underlay, to try things on
     Lab(lab::Args),
     /// Measurements: functions, and TCP beside the kernel's VXLAN
     Bench(bench::Args),
     /// Runs a fuzz target, or lists them
     Fuzz(fuzz::Args),
+    /// Many agents against one manager
+    Scale(scale::Args),
     /// The long acceptance runs
     Prove(prove::Args),
     #[command(hide = true)]
@@ -59,9 +65,11 @@ fn main() -> ExitCode {
         Verb::Tidy(args) => tidy::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Scale(args) => scale::run(&args),
         Verb::Prove(args) => prove::run(&args),
         Verb::Traffic(args) => traffic::run(&args),
     });

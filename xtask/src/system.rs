@@ -3,11 +3,13 @@
 
 use std::{
     collections::BTreeSet,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::process;
 
@@ -20,47 +22,102 @@ pub const ETHTOOL: &[&str] = &["ethtool"];
 /// Programs that the tests need besides.
 pub const TESTS: &[&str] = &["ethtool", "python3", "cc"];
 
+/// Programs that the test with Docker needs, as the real root. The second comes with the first where it
+/// has no package of its own.
+pub const DOCKER: [&[&str]; 2] = [&["dockerd", "busybox"], &["docker"]];
+
 /// A package manager: its program, how it refreshes and installs, its names of our programs' packages.
 struct Manager {
     program: &'static str,
     refresh: Option<&'static str>,
     install: &'static str,
-    packages: [&'static str; 6],
+    packages: [&'static str; 9],
 }
 
 /// The programs, in the order of `Manager::packages`; those of util-linux share the last column.
-const PROGRAMS: [&str; 5] = ["ip", "ethtool", "ping", "python3", "cc"];
+const PROGRAMS: [&str; 8] =
+    ["ip", "ethtool", "ping", "python3", "cc", "dockerd", "docker", "busybox"];
 
 const MANAGERS: [Manager; 5] = [
     Manager {
         program: "apt-get",
         refresh: Some("apt-get update -qq"),
         install: "apt-get install -y -qq --no-install-recommends",
-        packages: ["iproute2", "ethtool", "iputils-ping", "python3", "gcc", "util-linux"],
+        packages: [
+            "iproute2",
+            "ethtool",
+            "iputils-ping",
+            "python3",
+            "gcc",
+            "docker.io",
+            "docker-cli",
+            "busybox-static",
+            "util-linux",
+        ],
     },
     Manager {
         program: "dnf",
         refresh: None,
         install: "dnf install -y -q",
-        packages: ["iproute", "ethtool", "iputils", "python3", "gcc", "util-linux"],
+        packages: [
+            "iproute",
+            "ethtool",
+            "iputils",
+            "python3",
+            "gcc",
+            "moby-engine",
+            "docker-cli",
+            "busybox",
+            "util-linux",
+        ],
     },
     Manager {
         program: "zypper",
         refresh: None,
         install: "zypper --non-interactive --quiet install",
-        packages: ["iproute2", "ethtool", "iputils", "python3", "gcc", "util-linux"],
+        packages: [
+            "iproute2",
+            "ethtool",
+            "iputils",
+            "python3",
+            "gcc",
+            "docker",
+            "docker",
+            "busybox-static",
+            "util-linux",
+        ],
     },
     Manager {
         program: "pacman",
         refresh: None,
         install: "pacman -Sy --noconfirm --needed",
-        packages: ["iproute2", "ethtool", "iputils", "python", "gcc", "util-linux"],
+        packages: [
+            "iproute2",
+            "ethtool",
+            "iputils",
+            "python",
+            "gcc",
+            "docker",
+            "docker",
+            "busybox",
+            "util-linux",
+        ],
     },
     Manager {
         program: "apk",
         refresh: None,
         install: "apk add --quiet --no-cache",
-        packages: ["iproute2", "ethtool", "iputils", "python3", "gcc", "util-linux"],
+        packages: [
+            "iproute2",
+            "ethtool",
+            "iputils",
+            "python3",
+            "gcc",
+            "docker-engine",
+            "docker-cli",
+            "busybox-static",
+            "util-linux",
+        ],
     },
 ];
 
@@ -88,6 +145,7 @@ pub fn need(programs: &[&str]) -> anyhow::Result<()> {
         bail!("{names} not found; as root: {install}");
     }
     process::complain(format_args!("{names} not found, so: {install}"));
+    let _no_services = NoServices::begin()?;
     for line in manager.refresh.into_iter().chain([install.as_str()]) {
         let mut command = process::command(line.split(' '));
         process::run(command.env("DEBIAN_FRONTEND", "noninteractive"))?;
@@ -97,6 +155,37 @@ pub fn need(programs: &[&str]) -> anyhow::Result<()> {
         None => Ok(()),
     }
 }
+
+/// While it is there a Debian's package manager starts no services: what is needed are programs.
+struct NoServices;
+
+impl NoServices {
+    /// Begins that, unless somebody has said already what may be started.
+    fn begin() -> anyhow::Result<Option<Self>> {
+        let path = Path::new(POLICY);
+        if path.exists() || find("invoke-rc.d").is_none() {
+            return Ok(None);
+        }
+        let write = || format!("write {POLICY}");
+        fs::write(path, "#!/bin/sh\nexit 101\n").with_context(write)?;
+        let ours = Self;
+        fs::set_permissions(path, Permissions::from_mode(0o755)).with_context(write)?;
+        Ok(Some(ours))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(POLICY) {
+            process::complain(format_args!(
+                "remove {POLICY}: {error}; services do not start until it is gone"
+            ));
+        }
+    }
+}
+
+/// Asked before a service is started.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// A command of the distribution, found also where an ordinary user's PATH does not lead.
 pub fn tool(name: &str) -> Command {
@@ -122,7 +211,7 @@ mod tests {
     #[test]
     fn every_needed_program_has_its_package() {
         for manager in &MANAGERS {
-            for program in LAB.iter().chain(TESTS) {
+            for program in LAB.iter().chain(TESTS).chain(DOCKER.concat().iter()) {
                 let package = manager.package(program);
                 let expected_shared = !PROGRAMS.contains(program);
                 assert_eq!(package == "util-linux", expected_shared, "{program}");

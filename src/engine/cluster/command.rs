@@ -81,6 +81,12 @@ pub enum Command {
     RemoveNetwork(NetworkId),
     /// Makes an endpoint.
     CreateEndpoint(CreateEndpoint),
+    /// Takes in an endpoint as it was in an earlier epoch.
+    AdoptEndpoint(Endpoint),
+    /// Starts a new epoch, after a recovery that may have lost the newest entries.
+    StartEpoch,
+    /// Notes that in this epoch addresses may be handed out.
+    SettleEpoch,
     /// Ends an endpoint; only its own node may.
     RemoveEndpoint {
         /// Which endpoint.

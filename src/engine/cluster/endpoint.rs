@@ -54,6 +54,24 @@ impl State {
         Ok(Applied { outcome: Outcome::Endpoint(endpoint), events })
     }
 
+    /// One that is there already is taken in.
+    pub(super) fn adopt_endpoint(&mut self, endpoint: Endpoint) -> Result<Applied, Refusal> {
+        match self.endpoints.get(&endpoint.id) {
+            Some(there) if there.node == endpoint.node => {
+                Ok(Applied { outcome: Outcome::Endpoint(there.clone()), events: Vec::new() })
+            }
+            Some(there) => Err(Refusal::NotYours { endpoint: there.name.clone() }),
+            None => self.create_endpoint(CreateEndpoint {
+                id: endpoint.id,
+                name: Some(endpoint.name),
+                network: endpoint.network,
+                node: endpoint.node,
+                addresses: endpoint.addresses.iter().map(IpNet::addr).collect(),
+                aliases: endpoint.aliases,
+            }),
+        }
+    }
+
     pub(super) fn remove_endpoint(
         &mut self,
         id: EndpointId,

@@ -52,6 +52,8 @@ use crate::types::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     epoch: u64,
+    /// The newest epoch in which addresses may be handed out.
+    settled_epoch: u64,
     revision: Revision,
     founded: Option<Founded>,
     nodes: BTreeMap<NodeId, Node>,
@@ -105,6 +107,15 @@ impl State {
             Command::CreateNetwork(create) => self.create_network(create),
             Command::RemoveNetwork(network) => self.remove_network(network),
             Command::CreateEndpoint(create) => self.create_endpoint(create),
+            Command::AdoptEndpoint(endpoint) => self.adopt_endpoint(endpoint),
+            Command::StartEpoch => {
+                self.start_epoch();
+                Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
+            }
+            Command::SettleEpoch => {
+                self.settled_epoch = self.epoch;
+                Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
+            }
             Command::RemoveEndpoint { endpoint, node } => self.remove_endpoint(endpoint, node),
         }
     }
@@ -112,6 +123,16 @@ impl State {
     /// Returns the revision of the newest command.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// Starts a new epoch: agents that heard of more than this state holds know it by that.
+    pub fn start_epoch(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Whether nodes have said what they have since the epoch began.
+    pub fn is_settled(&self) -> bool {
+        self.settled_epoch == self.epoch
     }
 
     /// Returns where the state stands.
@@ -199,7 +220,7 @@ impl State {
             return Err(Refusal::ClusterExists);
         }
         subnet::check_pool(&cluster.pool, cluster.mask_length)?;
-        self.epoch = 1;
+        (self.epoch, self.settled_epoch) = (1, 1);
         let subnets = 1u128 << (cluster.mask_length - cluster.pool.prefix_len());
         self.founded = Some(Founded {
             vnis: Serial::new(limits::FIRST_VNI.into(), crate::types::Vni::MAX.get().into()),

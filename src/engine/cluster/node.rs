@@ -5,7 +5,7 @@ use super::{
     limits::{MAX_NODES, MAX_UNDERLAYS, check_labels},
     unknown,
 };
-use crate::types::{Name, Node, NodeId, NodeStatus};
+use crate::types::{Name, Node, NodeId, NodeStatus, Role, VersionRange};
 
 impl State {
     /// A node that was a member before and is not heard any more comes back as a new one: its old
@@ -15,6 +15,7 @@ impl State {
         self.founded()?;
         self.check_token(&token, &node)?;
         check_labels(&node.labels)?;
+        self.check_versions(&node)?;
         if self.nodes.contains_key(&node.id) {
             return Err(Refusal::IdUsed { kind: Kind::Node });
         }
@@ -42,6 +43,21 @@ impl State {
         self.certified.insert(node.id, rotations);
         events.push(Event::NodeChanged(node.id));
         Ok(Applied { outcome: Outcome::Node(node), events })
+    }
+
+    /// A node that has no wire version in common with a manager's could never be looked for.
+    fn check_versions(&self, node: &Node) -> Result<(), Refusal> {
+        let given = node.versions;
+        let differs = |other: &&Node| {
+            let VersionRange { lowest, highest } = other.versions;
+            other.role == Role::Manager && (given.highest < lowest || given.lowest > highest)
+        };
+        match self.nodes.values().find(differs) {
+            Some(Node { name, versions, .. }) => {
+                Err(Refusal::Versions { given, of: name.clone(), other: *versions })
+            }
+            None => Ok(()),
+        }
     }
 
     pub(super) fn set_node_status(

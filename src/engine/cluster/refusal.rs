@@ -6,7 +6,7 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 
 use super::limits::{MAX_ALIASES, MAX_LABEL_BYTES, MAX_LABELS, MAX_TOKENS, MTU_RANGE};
-use crate::types::{Name, Vni};
+use crate::types::{Name, VersionRange, Vni};
 
 /// A kind of object, as sentences and commands call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,11 @@ pub enum Refusal {
     LabelsTooLarge,
     #[error("node {node} has no label '{key}'; 'overlayctl node inspect {node}' lists them")]
     NoLabel { node: Name, key: String },
+    #[error(
+        "the node speaks wire versions {} to {}, and node {of} {} to {}; use the same overlayd",
+        .given.lowest, .given.highest, .other.lowest, .other.highest
+    )]
+    Versions { given: VersionRange, of: Name, other: VersionRange },
     #[error("this node is a member already, as node {name}; leave it so, or end that daemon first")]
     KeyInUse { name: Name },
     #[error(

@@ -520,6 +520,22 @@ fn pair_keys(a: NodeId, b: NodeId) -> Vec<Psk> {
     vec![Psk { epoch: 1, key }]
 }
 
+#[test]
+fn a_node_of_another_wire_version_is_refused() {
+    let mut log = Log::new();
+    let manager = Node { role: Role::Manager, ..register(1).node };
+    log.apply(Command::RegisterNode(RegisterNode { node: manager, ..register(1) })).unwrap();
+    let versions = VersionRange { lowest: 2, highest: 3 };
+    let newer = Node { versions, ..register(2).node };
+    let refused = log.refused(Command::RegisterNode(RegisterNode { node: newer, ..register(2) }));
+    assert_eq!(
+        refused,
+        "the node speaks wire versions 2 to 3, and node n1 1 to 1; use the same overlayd"
+    );
+    let both = Node { versions: VersionRange { lowest: 1, highest: 3 }, ..register(2).node };
+    log.apply(Command::RegisterNode(RegisterNode { node: both, ..register(2) })).unwrap();
+}
+
 /// The epochs of those keys, which is what digests look at.
 fn epochs() -> Vec<Psk> {
     vec![Psk { epoch: 1, key: [0; 32] }]

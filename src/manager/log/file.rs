@@ -89,6 +89,24 @@ impl LogFile {
         made
     }
 
+    /// Makes a log that begins with a state.
+    ///
+    /// # Errors
+    /// There is one already, or the disk does not take it; nothing is left.
+    pub fn create_with(path: &Path, state: State) -> Result<Self, OpenError> {
+        let mut made = Self::create(path)?;
+        let io = |error| OpenError::Io { path: path.to_owned(), error };
+        let json = serde_json::to_vec(&state).map_err(|error| io(error.into()))?;
+        if let Err(error) = replace(&made.database, state.revision(), &json) {
+            // What cannot be removed is found and named by the next attempt.
+            let _ = std::fs::remove_file(path);
+            return Err(open_error(path, error));
+        }
+        made.grown.snapshot_bytes = json.len() as u64;
+        made.state = state;
+        Ok(made)
+    }
+
     /// Opens the log of an earlier run.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! summary, and leaves its figures with commit and machine in `target/prove/NAME.json`.
 
 mod powercut;
+mod scripts;
 
 use std::{fs, process::ExitCode};
 
@@ -26,11 +27,16 @@ pub struct Args {
 type Proof = (&'static str, &'static str, fn(&Args) -> anyhow::Result<ExitCode>);
 
 /// The runs there are.
-const PROOFS: &[Proof] = &[(
-    "powercut",
-    "power cuts at 1,000 points of a workload lose no acknowledged write",
-    powercut::run,
-)];
+const PROOFS: &[Proof] = &[
+    ("agents", "agents killed 52 times cost no connection", scripts::agents),
+    ("alive", "20 kills and 20 cuts take a worker down in time, 60 blips do not", scripts::alive),
+    ("manager", "the manager killed 50 times under a writer loses nothing", scripts::manager),
+    (
+        "powercut",
+        "power cuts at 1,000 points of a workload lose no acknowledged write",
+        powercut::run,
+    ),
+];
 
 /// Runs one, or lists all.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {

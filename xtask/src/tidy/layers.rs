@@ -50,7 +50,16 @@ const PURE: &[&Outside] = &[&RUNTIME, &CLOCKS, &SOCKETS, &FILES, &THREADS, &RAND
 
 const RUNTIME: Outside = Outside {
     what: "async code",
-    paths: &["async", "tokio", "futures_util", "futures", "tonic", "tower", "hyper_util"],
+    paths: &[
+        "async",
+        "tokio",
+        "futures_util",
+        "futures",
+        "tonic",
+        "tower",
+        "hyper_util",
+        "bollard",
+    ],
 };
 
 const CLOCKS: Outside = Outside { what: "a clock", paths: &["*::now", "*::elapsed"] };

@@ -1,0 +1,81 @@
+//! After a recovery that may have lost the newest entries the state may hold addresses for free that
+//! containers have. So a new epoch begins with every ready node saying what it has, which is taken in,
+//! before anything is handed out; a node that does not come is waited for only so long.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::timeout};
+use tracing::{info, warn};
+
+use super::Shared;
+use crate::{
+    engine::cluster::{Command, State},
+    types::{NodeId, NodeStatus},
+};
+
+/// Who is waited for.
+pub struct Recovery {
+    awaited: Mutex<BTreeSet<NodeId>>,
+    settled: watch::Sender<bool>,
+}
+
+impl Recovery {
+    /// Goes on with the epoch of a state as it stands.
+    pub fn new(state: &State) -> Self {
+        let recovery = Self { awaited: Mutex::default(), settled: watch::Sender::new(true) };
+        recovery.begin(state);
+        recovery
+    }
+
+    /// Waits for the ready nodes of a state whose epoch is new; tells whether it is.
+    pub fn begin(&self, state: &State) -> bool {
+        if state.is_settled() {
+            return false;
+        }
+        let ready = state.nodes().filter(|node| node.status == NodeStatus::Ready);
+        *self.awaited() = ready.map(|node| node.id).collect();
+        self.settled.send_replace(false);
+        true
+    }
+
+    /// Notes that a node has said what it has.
+    pub fn handle_reported(&self, node: NodeId) {
+        self.awaited().remove(&node);
+        // Whoever waits looks again.
+        self.settled.send_modify(|_| {});
+    }
+
+    /// Waits until addresses may be handed out.
+    pub async fn settled(&self) {
+        // The sender is ours, so it cannot be gone.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
+    }
+
+    /// Settles the epoch of `shared` when all have reported, or after a while.
+    pub async fn run(shared: Arc<Shared>) {
+        let recovery = &shared.recovery;
+        let mut changes = recovery.settled.subscribe();
+        let all = changes.wait_for(|_| recovery.awaited().is_empty());
+        if timeout(PATIENCE, all).await.is_err() {
+            let missing = recovery.awaited().len();
+            warn!(missing, "nodes have not said what they have; addresses are handed out anyway");
+        }
+        match shared.log.propose(Command::SettleEpoch).await {
+            Ok((revision, _)) => info!(revision, "the new epoch is settled"),
+            Err(error) => warn!(%error, "the new epoch is not settled"),
+        }
+        recovery.settled.send_replace(true);
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A node that is there comes back within a second or two, and an operator waits for a new address
+/// no longer than a call takes.
+const PATIENCE: Duration = Duration::from_secs(5);
