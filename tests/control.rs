@@ -1,6 +1,9 @@
 //! The control plane in one process, over loopback and without root: a manager, and nodes that join
 //! it, hear of what they must, and of nothing else.
 
+#[path = "control/trust.rs"]
+mod trust;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -12,18 +15,20 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use overlay::{
     agent::{
         Identity, StateDir,
+        certificate::Certificate,
         join::{self, Introduction, Joined},
         link::{LinkTask, LookFor},
+        renewal::RenewalTask,
     },
     api::{
         Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
         proto::{
-            AgentMessage, AwaitAcknowledgedRequest, CreateEndpointRequest, CreateEndpointResponse,
-            CreateNetworkRequest, Hello, JoinTokenRequest, JoinTokenResponse, LeaveRequest,
-            ListEndpointsRequest, ListEndpointsResponse, ListNodesRequest, NodeStatus, Ping,
-            RemoveEndpointRequest, Role, agent_message, attachment_client::AttachmentClient,
-            control_client::ControlClient, dispatch_client::DispatchClient,
-            membership_client::MembershipClient,
+            AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest, CreateEndpointRequest,
+            CreateEndpointResponse, CreateNetworkRequest, Hello, JoinTokenRequest,
+            JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
+            ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest, Role,
+            agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
+            dispatch_client::DispatchClient, membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
@@ -31,8 +36,8 @@ use overlay::{
     manager::Manager,
     types::{Name, Node, NodeId},
 };
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
-use tonic::{Code, Response, Status, transport::Channel};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 /// A manager on a free port, and the folders of the nodes' keys.
 struct Cluster {
@@ -45,8 +50,14 @@ struct Cluster {
 
 impl Cluster {
     async fn found() -> Self {
+        Self::found_for(Duration::from_secs(3600)).await
+    }
+
+    /// With certificates of so long a life.
+    async fn found_for(certificate_life: Duration) -> Self {
         let folders = tempfile::tempdir().unwrap();
-        let (manager, founded) = Manager::found(founding(&folders)).await.unwrap();
+        let founding = Founding { certificate_life, ..founding(&folders) };
+        let (manager, founded) = Manager::found(founding).await.unwrap();
         let first = Joined {
             cluster: founded.cluster,
             node: founded.node,
@@ -171,6 +182,7 @@ fn founding(folders: &tempfile::TempDir) -> Founding {
         address_pool: "10.0.0.0/8".parse().unwrap(),
         mask_length: 24,
         data_port: 7790,
+        certificate_life: Duration::from_secs(3600),
         node,
         certificate_key,
     }
@@ -190,28 +202,46 @@ fn introduction<'a>(identity: &'a Identity, name: &str) -> Introduction<'a> {
 
 /// An agent's link without a data plane.
 struct Agent {
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
     table: watch::Receiver<Arc<Table>>,
+    certificate: Arc<Certificate>,
+    connected: watch::Receiver<Option<Channel>>,
+    /// Counts the certificates that it got since.
+    renewed: watch::Receiver<usize>,
 }
 
 impl Agent {
     async fn start(cluster: &Cluster, joined: &Joined) -> Self {
-        let config = Arc::new(tls::member_config(&joined.credentials).unwrap());
+        let certificate = Arc::new(Certificate::new(joined.credentials.clone()).unwrap());
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
         let look_for: LookFor = Arc::new(|_| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
         let link = LinkTask::new(
             cluster.addr,
-            config,
+            certificate.clone(),
             Table::empty(joined.node.id),
             publish,
             look_for,
             channels,
         );
-        let task = tokio::spawn(link.run());
+        let (renewals, renewed) = watch::channel(0);
+        let renewal = RenewalTask::new(
+            cluster.addr,
+            joined.node.id,
+            cluster.identity(joined.node.name.as_str()),
+            certificate.clone(),
+            connected.clone(),
+            move |_: &Credentials| {
+                renewals.send_modify(|count| *count += 1);
+                Ok(())
+            },
+        );
+        let mut tasks = JoinSet::new();
+        tasks.spawn(link.run());
+        tasks.spawn(renewal.run());
         within(connected.wait_for(Option::is_some)).await.unwrap();
-        Self { task, table }
+        Self { _tasks: tasks, table, certificate, connected, renewed }
     }
 
     /// Waits until the table is as wanted, and returns it.
@@ -220,10 +250,16 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// Opens a node's stream, says hello, and then nothing but that it is there.
+async fn silent_agent(cluster: &Cluster, joined: &Joined) -> Streaming<ManagerMessage> {
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    let pings = stream::poll_fn(move |cx| {
+        let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
+        ticks.poll_tick(cx).map(|_| Some(ping))
+    });
+    let mut client = DispatchClient::new(cluster.channel(&joined.credentials).await);
+    client.session(stream::iter([hello]).chain(pings)).await.unwrap().into_inner()
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -285,7 +321,10 @@ async fn a_wrong_secret_is_refused_and_tries_are_limited() {
         );
     }
     let limited = cluster.join_as("n2", &cluster.token).await.err().unwrap();
-    assert_eq!(limited.message(), "too many wrong tokens came from this address; wait a minute");
+    assert_eq!(
+        limited.message(),
+        "too many wrong tokens or keys came from this address; wait a minute"
+    );
     cluster.manager.shutdown().await;
 }
 
@@ -311,7 +350,7 @@ async fn a_manager_that_is_not_there_is_named() {
     let refused = join::join(addr, &token, &introduction(&identity, "n2")).await.err().unwrap();
     let wanted = format!("manager {addr} is not reachable: ");
     assert!(refused.message().starts_with(&wanted), "{}", refused.message());
-    assert!(refused.message().contains("; check the address"), "{}", refused.message());
+    assert!(refused.message().contains("; check that a manager is there"), "{}", refused.message());
 }
 
 #[tokio::test]
@@ -349,7 +388,7 @@ async fn a_workers_certificate_does_not_change_the_cluster_nor_serve_as_a_manage
     // The worker puts itself on an address where others look for a manager.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let config = Arc::new(tls::server_config(&worker.credentials).unwrap());
+    let config = Arc::new(tls::server_config(&worker.credentials, &[]).unwrap());
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let serving = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
@@ -434,15 +473,7 @@ async fn an_agent_that_does_not_acknowledge_is_named() {
     cluster.network("blue").await;
     cluster.endpoint(&n2, "blue").await;
     // This agent takes the table and never says so.
-    let mut ticks = tokio::time::interval(HEARTBEAT);
-    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
-    let pings = stream::poll_fn(move |cx| {
-        let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
-        ticks.poll_tick(cx).map(|_| Some(ping))
-    });
-    let mut client = DispatchClient::new(cluster.channel(&n2.credentials).await);
-    let messages = stream::iter([hello]).chain(pings);
-    let stream = client.session(messages).await.unwrap().into_inner();
+    let stream = silent_agent(&cluster, &n2).await;
     until_status(&cluster, n2.node.id, NodeStatus::Ready).await;
     let made = cluster.endpoint(&n3, "blue").await;
     assert_eq!(cluster.lagging(&n3, &made).await, ["n2"]);
@@ -701,10 +732,14 @@ async fn a_thousand_uses_at_once_of_a_one_use_token_join_one_node() {
     let token = cluster.limited_token(Some(3600), Some(1)).await;
     let mut calls = Vec::new();
     for connection in 0..10 {
-        let client = cluster.stranger().await;
+        let mut client = cluster.stranger().await;
+        let challenge = client.challenge(ChallengeRequest {}).await.unwrap().into_inner();
         for number in 0..100 {
             let name = format!("j{}", connection * 100 + number);
-            let (mut request, _) = introduction(&cluster.identity(&name), &name).request().unwrap();
+            let identity = cluster.identity(&name);
+            let introduction = introduction(&identity, &name);
+            let (mut request, _) = introduction.request().unwrap();
+            introduction.answer(&challenge, &mut request).unwrap();
             request.token_secret = token.secret_text();
             let mut client = client.clone();
             calls.push(async move { client.join(request).await });

@@ -186,6 +186,11 @@ fn a_dead_node_is_down_and_a_blip_is_no_death() {
 }
 
 #[test]
+fn certificates_keys_and_the_root_change_without_loss() {
+    run("trust.sh", &[]);
+}
+
+#[test]
 fn a_backup_brings_the_cluster_back() {
     run("recover.sh", &[]);
 }

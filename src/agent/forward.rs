@@ -13,9 +13,9 @@ use crate::api::{
         FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
         JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest,
         ListNetworksResponse, ListNodesRequest, ListNodesResponse, RemoveNetworkRequest,
-        RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, StartEpochRequest,
-        StartEpochResponse, UpdateNodeRequest, UpdateNodeResponse, control_client::ControlClient,
-        control_server::Control,
+        RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest,
+        RotateRootResponse, StartEpochRequest, StartEpochResponse, UpdateNodeRequest,
+        UpdateNodeResponse, control_client::ControlClient, control_server::Control,
     },
 };
 
@@ -66,6 +66,10 @@ impl Control for Forward {
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
         self.control().await?.join_token(request.into_inner()).await
+    }
+
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Answer<RotateRootResponse> {
+        self.control().await?.rotate_root(request.into_inner()).await
     }
 
     async fn create_network(

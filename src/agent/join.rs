@@ -15,7 +15,11 @@ use super::Identity;
 use crate::{
     api::{
         JoinToken, channel,
-        proto::{JoinRequest, LeaveRequest, membership_client::MembershipClient},
+        proof::{self, Purpose, Statement},
+        proto::{
+            ChallengeRequest, ChallengeResponse, JoinRequest, LeaveRequest,
+            membership_client::MembershipClient,
+        },
         tls::{self, Credentials, join_statement},
     },
     types::{Name, Node, VersionRange},
@@ -51,17 +55,52 @@ pub struct Joined {
     pub credentials: Credentials,
 }
 
+/// A new key for a certificate.
+pub struct CertificateRequest {
+    /// Its public half, an uncompressed P-256 point.
+    pub point: Vec<u8>,
+    /// Its signature, which binds it to the session key.
+    pub proof: Vec<u8>,
+    /// The key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl CertificateRequest {
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// The random source fails.
+    pub fn new(identity: &Identity) -> anyhow::Result<Self> {
+        let key =
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make a certificate key")?;
+        let point = key.public_key_raw().to_vec();
+        let statement = join_statement(identity.public(), &point);
+        let proof = key.sign(&statement).context("sign the request")?;
+        Ok(Self { point, proof, key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() })
+    }
+
+    /// Proves to whoever drew the challenge that this node asks for this key's certificate.
+    ///
+    /// # Errors
+    /// The challenge is none.
+    pub fn key_proof(
+        &self,
+        identity: &Identity,
+        purpose: Purpose,
+        challenge: &ChallengeResponse,
+    ) -> anyhow::Result<Vec<u8>> {
+        prove(identity, purpose, challenge, &self.point)
+    }
+}
+
 impl Introduction<'_> {
-    /// Makes the request, without a token, and the key that it asks a certificate for.
+    /// Makes the request, without a token and the proof of the session key, and the key that it asks
+    /// a certificate for.
     ///
     /// # Errors
     /// No key can be made.
     pub fn request(&self) -> anyhow::Result<(JoinRequest, PrivateKeyDer<'static>)> {
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make a certificate key")?;
-        let point = key.public_key_raw().to_vec();
-        let public_key = self.identity.public();
-        let proof = key.sign(&join_statement(public_key, &point)).context("sign the request")?;
+        let CertificateRequest { point, proof, key } = CertificateRequest::new(self.identity)?;
         let request = JoinRequest {
             token_secret: String::new(),
             name: self.name.to_string(),
@@ -70,14 +109,42 @@ impl Introduction<'_> {
             data_ip: self.data_ip.to_string(),
             underlay_mtu: self.underlay_mtu.into(),
             underlays: self.underlays.iter().map(ToString::to_string).collect(),
-            public_key: public_key.to_vec(),
+            public_key: self.identity.public().to_vec(),
             versions: Some(VERSIONS.into()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             certificate_key: point,
             certificate_key_proof: proof,
+            key_proof: Vec::new(),
         };
-        Ok((request, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+        Ok((request, key))
     }
+
+    /// Proves the session key of a request to whoever drew the challenge.
+    ///
+    /// # Errors
+    /// The challenge is none.
+    pub fn answer(
+        &self,
+        challenge: &ChallengeResponse,
+        request: &mut JoinRequest,
+    ) -> anyhow::Result<()> {
+        let point = &request.certificate_key;
+        request.key_proof = prove(self.identity, Purpose::Join, challenge, point)?;
+        Ok(())
+    }
+}
+
+fn prove(
+    identity: &Identity,
+    purpose: Purpose,
+    challenge: &ChallengeResponse,
+    certificate_key: &[u8],
+) -> anyhow::Result<Vec<u8>> {
+    let cluster = challenge.cluster_id.as_slice().try_into();
+    let cluster = cluster.context("the manager's challenge names no cluster")?;
+    let statement = Statement { purpose, cluster, certificate_key };
+    let proof = proof::prove(identity.private(), &challenge.challenge, &statement);
+    proof.context("the manager's challenge is no key")
 }
 
 /// Joins the cluster that the token is of.
@@ -95,7 +162,10 @@ pub async fn join(
     let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
     let (mut request, key) = introduction.request().map_err(internal)?;
     request.token_secret = token.secret_text();
-    let answer = MembershipClient::new(channel).join(request).await?.into_inner();
+    let mut client = MembershipClient::new(channel);
+    let challenge = client.challenge(ChallengeRequest {}).await?.into_inner();
+    introduction.answer(&challenge, &mut request).map_err(internal)?;
+    let answer = client.join(request).await?.into_inner();
 
     let bent = |what| Status::internal(format!("the manager's answer has no {what}"));
     let cluster = answer.cluster_id.as_slice().try_into().map_err(|_| bent("cluster id"))?;
@@ -105,7 +175,7 @@ pub async fn join(
         return Err(bent("root of the token's digest"));
     }
     let certificate = CertificateDer::from(answer.certificate);
-    Ok(Joined { cluster, node, credentials: Credentials { certificate, key, root } })
+    Ok(Joined { cluster, node, credentials: Credentials { certificate, key, roots: vec![root] } })
 }
 
 /// Undoes a join.

@@ -10,15 +10,15 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use aws_lc_rs::rand;
 use futures_util::stream;
-use rustls::ClientConfig;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
-use tonic::{Streaming, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
+use super::certificate::Certificate;
 use crate::{
     api::{
         HEARTBEAT, MAX_MESSAGE_BYTES, Malformed, SILENCE, channel, parse_id,
@@ -38,7 +38,7 @@ pub type LookFor = Arc<dyn Fn(NodeId) -> Pin<Box<dyn Future<Output = bool> + Sen
 /// Keeps the stream; may be aborted.
 pub struct LinkTask<P> {
     manager: SocketAddr,
-    tls: Arc<ClientConfig>,
+    certificate: Arc<Certificate>,
     replica: Replica,
     publish: P,
     look_for: LookFor,
@@ -50,13 +50,13 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
     /// the manager while there is one whose first snapshot came.
     pub fn new(
         manager: SocketAddr,
-        tls: Arc<ClientConfig>,
+        certificate: Arc<Certificate>,
         table: Table,
         publish: P,
         look_for: LookFor,
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
-        Self { manager, tls, replica: Replica::new(table), publish, look_for, connected }
+        Self { manager, certificate, replica: Replica::new(table), publish, look_for, connected }
     }
 
     /// Keeps the stream open for as long as it is polled.
@@ -75,7 +75,12 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
 
     /// Opens the stream and serves it until it breaks.
     async fn session(&mut self) -> anyhow::Result<Infallible> {
-        let channel = channel::to_manager(self.manager, self.tls.clone()).await?;
+        let opened = channel::to_manager(self.manager, self.certificate.config()).await;
+        let channel = opened.inspect_err(|error| {
+            if error.is_refusal() {
+                self.certificate.doubt();
+            }
+        })?;
         let mut client = DispatchClient::new(channel.clone());
         client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (outbound, messages) = mpsc::channel(OUTBOUND);
@@ -88,10 +93,24 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         });
         let opening = timeout(SILENCE, client.session(messages)).await;
         let inbound = opening.context("the manager does not answer")?;
-        let inbound = inbound.map_err(|status| anyhow!("{}", status.message()))?.into_inner();
+        let inbound = inbound.map_err(|status| self.not_opened(&status))?.into_inner();
         let looking = JoinSet::new();
         let stream = Stream { link: self, outbound, channel, parts: None, resync: true, looking };
         stream.serve(inbound).await
+    }
+
+    /// A manager that does not take a certificate says so by cutting the connection: of TLS 1.3's two
+    /// sides the client is done first.
+    fn not_opened(&self, status: &Status) -> anyhow::Error {
+        match std::error::Error::source(status) {
+            Some(cut) => {
+                self.certificate.doubt();
+                anyhow!(
+                    "the manager cut the connection ({cut}), as it does where a certificate is over for it; this node's is renewed, and if that stays, check the time on both"
+                )
+            }
+            None => anyhow!("{}", status.message()),
+        }
     }
 }
 
@@ -138,6 +157,10 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
             manager_message::Message::Snapshot(part) => self.handle_snapshot(part).await,
             manager_message::Message::Delta(delta) => self.handle_delta(delta).await,
             manager_message::Message::Bookmark(bookmark) => self.handle_bookmark(bookmark).await,
+            manager_message::Message::Roots(roots) => {
+                self.link.certificate.handle_roots(&roots.digests);
+                Ok(())
+            }
             manager_message::Message::LookFor(node) => {
                 self.look_for(parse_id("node", &node)?);
                 Ok(())

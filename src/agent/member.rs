@@ -20,15 +20,16 @@ use tracing::warn;
 use super::{
     Identity,
     attachments::{Attachments, containers::ContainersTask},
+    certificate::Certificate,
     dataplane::Dataplane,
     docker::Docker,
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
     records::{MemberRecord, Records},
+    renewal::RenewalTask,
 };
 use crate::{
-    api::tls,
     engine::membership::Table,
     types::{EndpointId, Node},
 };
@@ -45,6 +46,8 @@ pub struct Member {
     pub dataplane: Arc<Dataplane>,
     /// The endpoints of its containers.
     pub attachments: Arc<Attachments>,
+    identity: Identity,
+    certificate: Arc<Certificate>,
     records: Records,
     table: watch::Receiver<Arc<Table>>,
     tasks: Mutex<JoinSet<()>>,
@@ -112,6 +115,7 @@ impl Member {
             member.shutdown().await;
             anyhow::bail!("manager {manager} sends nothing; check it, and try again");
         }
+        member.keep_certificate();
         Ok(member)
     }
 
@@ -138,6 +142,7 @@ impl Member {
         let dataplane = member.dataplane.clone();
         member.tasks().spawn(async move { dataplane.greet_peers().await });
         member.tasks().spawn(link);
+        member.keep_certificate();
         Ok(member)
     }
 
@@ -148,7 +153,7 @@ impl Member {
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
         let Parts { joined, manager, dataplane, ended, records, kept, docker } = parts;
         let dataplane = Arc::new(dataplane);
-        let config = Arc::new(tls::member_config(&joined.credentials)?);
+        let certificate = Arc::new(Certificate::new(joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
         let (channels, connected) = watch::channel(None);
         let publish = {
@@ -166,7 +171,7 @@ impl Member {
                 Box::pin(async move { dataplane.look_for(node).await })
             })
         };
-        let link = LinkTask::new(manager, config, table, publish, look_for, channels);
+        let link = LinkTask::new(manager, certificate.clone(), table, publish, look_for, channels);
         let manager = Manager { addr: manager, connected };
         let (ended_sender, ended) = ended;
         let attachments = Attachments::new(
@@ -184,12 +189,30 @@ impl Member {
             manager,
             dataplane,
             attachments: Arc::new(attachments),
+            identity: kept.identity.clone(),
+            certificate,
             records,
             table: current,
             tasks: Mutex::default(),
         });
         member.keep(kept, ended);
         Ok((member, link.run()))
+    }
+
+    /// Starts to keep the certificate valid. The membership is on disk already.
+    fn keep_certificate(&self) {
+        let records = self.records.clone();
+        let renewal = RenewalTask::new(
+            self.manager.addr,
+            self.node.id,
+            self.identity.clone(),
+            self.certificate.clone(),
+            self.manager.connected.clone(),
+            move |credentials: &_| {
+                tokio::task::block_in_place(|| records.put_credentials(credentials))
+            },
+        );
+        self.tasks().spawn(renewal.run());
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.
@@ -213,6 +236,7 @@ impl Member {
         self.tasks().spawn(ContainersTask::new(self.attachments.clone()).run());
         let (records, mut table) = (self.records.clone(), self.table.clone());
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
+        let certificate = self.certificate.clone();
         self.tasks().spawn(async move {
             let mut saved = false;
             loop {
@@ -221,7 +245,7 @@ impl Member {
                 if matches!(changed, Ok(Err(_))) {
                     return;
                 }
-                let emptied = mend(&records, &kept, &attachments, &dataplane);
+                let emptied = mend(&records, &kept, &certificate, &attachments, &dataplane);
                 let lost = saved && !records.has_table();
                 if changed.is_ok() || emptied || lost {
                     saved = true;
@@ -258,8 +282,6 @@ impl Member {
 pub struct Kept {
     /// The record of membership.
     pub record: MemberRecord,
-    /// The node's certificate.
-    pub credentials: tls::Credentials,
     /// The node's key.
     pub identity: Identity,
     /// The state folder.
@@ -268,13 +290,19 @@ pub struct Kept {
 
 /// Writes again what a state folder has lost under a running node, which is all that it needs to go
 /// on as the same node after its next start.
-fn mend(records: &Records, kept: &Kept, attachments: &Attachments, dataplane: &Dataplane) -> bool {
+fn mend(
+    records: &Records,
+    kept: &Kept,
+    certificate: &Certificate,
+    attachments: &Attachments,
+    dataplane: &Dataplane,
+) -> bool {
     if attachments.are_kept() {
         return false;
     }
-    let Kept { record, credentials, identity, state_dir } = kept;
+    let Kept { record, identity, state_dir } = kept;
     let mended = tokio::task::block_in_place(|| {
-        records.put_again(record, credentials, identity)?;
+        records.put_again(record, &certificate.credentials(), identity)?;
         dataplane.keep_start_count(state_dir)?;
         attachments.put_all()
     });

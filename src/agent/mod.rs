@@ -9,6 +9,7 @@
 
 mod address;
 mod attachments;
+pub mod certificate;
 pub mod dataplane;
 mod device;
 mod docker;
@@ -22,6 +23,7 @@ mod member;
 mod namespace;
 mod node;
 mod records;
+pub mod renewal;
 mod selftest;
 mod session_thread;
 mod shared;

@@ -38,7 +38,8 @@ use super::{
 };
 use crate::{
     api::{
-        DEFAULT_PORT, Ending, Founded, Founding, JoinToken, Reopened, Reopening, channel,
+        CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, JoinToken,
+        Reopened, Reopening, channel,
         proto::{
             self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
             JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
@@ -404,6 +405,11 @@ impl Node {
         let mask_length = u8::try_from(length).map_err(|_| {
             bad("--default-addr-pool-mask-length", format!("{length} is no prefix length; use 24"))
         })?;
+        let certificate_life =
+            request.certificate_life_s.map_or(CERTIFICATE_LIFE, Duration::from_secs);
+        if !CERTIFICATE_LIVES.contains(&certificate_life) {
+            return Err(bad("--cert-expiry", "use 1m to 90d".to_owned()));
+        }
         let name = request.name.as_deref();
         let introduction = self.introduction(name, advertised, data, &addresses)?;
         let (node, certificate_key) = introduction.request().map_err(refused)?;
@@ -413,6 +419,7 @@ impl Node {
             address_pool,
             mask_length,
             data_port,
+            certificate_life,
             node,
             certificate_key,
         };
@@ -494,7 +501,6 @@ impl Node {
         let manager = record.manager;
         let kept = Kept {
             record,
-            credentials: joined.credentials.clone(),
             identity: self.identity.clone(),
             state_dir: self.options.state_dir.clone(),
         };

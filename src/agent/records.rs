@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! member.json           cluster, node, manager, where it listens and takes packets
-//! node.pem              certificate, root, private key
+//! node.pem              certificate, trusted roots, private key
 //! table.json            the last good table, with the keys of pairs
 //! endpoints/ID.json     network, target, device
 //! ```
@@ -126,8 +126,16 @@ impl Records {
         member: &MemberRecord,
         credentials: &Credentials,
     ) -> anyhow::Result<()> {
-        self.state.write(CREDENTIALS, &pem_bundle(credentials))?;
+        self.put_credentials(credentials)?;
         self.write(MEMBER, member)
+    }
+
+    /// Writes newer credentials in the place of those before.
+    ///
+    /// # Errors
+    /// The file cannot be written; those before stay.
+    pub fn put_credentials(&self, credentials: &Credentials) -> anyhow::Result<()> {
+        self.state.write(CREDENTIALS, &pem_bundle(credentials))
     }
 
     /// Whether the state folder still has what makes this node a member, and the records of these
@@ -310,27 +318,28 @@ fn digest_text(bytes: &[u8]) -> String {
 }
 
 fn pem_bundle(credentials: &Credentials) -> Vec<u8> {
-    let Credentials { certificate, key, root } = credentials;
-    let blocks = [
-        pem::Pem::new(CERTIFICATE, certificate.to_vec()),
-        pem::Pem::new(CERTIFICATE, root.to_vec()),
-        pem::Pem::new(PRIVATE_KEY, key.secret_der()),
-    ];
+    let Credentials { certificate, key, roots } = credentials;
+    let certificates = [certificate].into_iter().chain(roots);
+    let mut blocks: Vec<_> =
+        certificates.map(|one| pem::Pem::new(CERTIFICATE, one.to_vec())).collect();
+    blocks.push(pem::Pem::new(PRIVATE_KEY, key.secret_der()));
     pem::encode_many(&blocks).into_bytes()
 }
 
 fn credentials(text: &[u8]) -> anyhow::Result<Credentials> {
     let blocks = pem::parse_many(text)?;
     match &blocks[..] {
-        [certificate, root, key]
+        [certificate, roots @ .., key]
             if certificate.tag() == CERTIFICATE
-                && root.tag() == CERTIFICATE
+                && !roots.is_empty()
+                && roots.iter().all(|root| root.tag() == CERTIFICATE)
                 && key.tag() == PRIVATE_KEY =>
         {
+            let read = |block: &pem::Pem| CertificateDer::from(block.contents().to_vec());
             Ok(Credentials {
-                certificate: CertificateDer::from(certificate.contents().to_vec()),
+                certificate: read(certificate),
                 key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.contents().to_vec())),
-                root: CertificateDer::from(root.contents().to_vec()),
+                roots: roots.iter().map(read).collect(),
             })
         }
         [..] => bail!("it does not hold a certificate, the root and a key"),
@@ -432,11 +441,11 @@ mod tests {
         let made = Credentials {
             certificate: CertificateDer::from(vec![1; 300]),
             key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(vec![2; 100])),
-            root: CertificateDer::from(vec![3; 300]),
+            roots: [3, 4].map(|byte| CertificateDer::from(vec![byte; 300])).to_vec(),
         };
         let text = pem_bundle(&made);
         let read = credentials(&text).unwrap();
-        assert_eq!((read.certificate, read.root), (made.certificate, made.root));
+        assert_eq!((read.certificate, read.roots), (made.certificate, made.roots));
         assert_eq!(read.key.secret_der(), made.key.secret_der());
         assert!(credentials(&text[..text.len() / 2]).is_err());
         assert!(credentials(b"").is_err());

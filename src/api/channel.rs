@@ -6,7 +6,7 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -36,6 +36,16 @@ pub enum ConnectError {
         /// Who was asked.
         addr: SocketAddr,
     },
+    /// Its certificate is not valid at this time.
+    #[error(
+        "the certificate of manager {addr} is {problem} by this host's clock; check the time on both"
+    )]
+    OtherTime {
+        /// Who was asked.
+        addr: SocketAddr,
+        /// What it is not.
+        problem: &'static str,
+    },
     /// Both ends do not trust each other.
     #[error("{addr} is not a manager of this cluster: {error}; check the address")]
     NotTrusted {
@@ -52,6 +62,19 @@ pub enum ConnectError {
         /// What went wrong.
         error: tonic::transport::Error,
     },
+}
+
+impl ConnectError {
+    /// Whether the manager was there, so that it may be the caller's certificate that is wrong.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => false,
+            Self::OtherCluster { .. }
+            | Self::OtherTime { .. }
+            | Self::NotTrusted { .. }
+            | Self::Transport { .. } => true,
+        }
+    }
 }
 
 /// Opens a channel to a manager.
@@ -89,9 +112,15 @@ pub async fn to_node(socket: &Path) -> io::Result<Channel> {
 
 fn distrust(addr: SocketAddr, error: io::Error) -> ConnectError {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls.is_some_and(OtherRoot::is_in) {
-        true => ConnectError::OtherCluster { addr },
-        false => ConnectError::NotTrusted { addr, error },
+    match tls {
+        Some(tls) if OtherRoot::is_in(tls) => ConnectError::OtherCluster { addr },
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => ConnectError::OtherTime { addr, problem: "not valid yet" },
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => ConnectError::OtherTime { addr, problem: "not valid any more" },
+        Some(_) | None => ConnectError::NotTrusted { addr, error },
     }
 }
 

@@ -1,7 +1,7 @@
 //! What an agent and the manager that it starts in its own process hand each other. Everything
 //! after that goes over the manager's own listen address, as for any other agent.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use ipnet::Ipv4Net;
 use rustls::pki_types::PrivateKeyDer;
@@ -21,6 +21,8 @@ pub struct Founding {
     pub mask_length: u8,
     /// The port that every node takes sealed datagrams on.
     pub data_port: u16,
+    /// How long certificates of nodes are valid.
+    pub certificate_life: Duration,
     /// The first node, as it would join. An advertised port of 0 becomes the one listened on.
     pub node: JoinRequest,
     /// The key of the certificate asked for in `node`; the manager shows it too.

@@ -4,6 +4,7 @@
 //! | who | to whom | service |
 //! |---|---|---|
 //! | a host that joins | manager, by a token | `Membership` |
+//! | a node whose certificate ends | manager, by its registered key | `Membership` |
 //! | an agent | manager, by its certificate | `Attachment`, `Dispatch`, `Control` |
 //! | an operator | node, by its unix socket | `Local`, and `Control`, which the node forwards |
 
@@ -11,14 +12,17 @@ pub mod backup;
 pub mod channel;
 mod convert;
 mod founding;
+pub mod proof;
 mod scope;
 pub mod tls;
 mod token;
+mod validity;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
 pub use founding::{Ending, Founded, Founding, Reopened, Reopening};
 pub use scope::{read_scope_digests, read_scopes, scope_digests, scopes};
 pub use token::{JoinToken, TokenError};
+pub use validity::{BACKDATED, Validity};
 
 /// The generated messages, clients and servers.
 #[allow(missing_docs, clippy::all, unused_qualifications, reason = "generated")]
@@ -34,6 +38,14 @@ pub mod proto {
 
 /// The largest message that either side takes, in bytes. Snapshots are sent in parts well below it.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// How long certificates of nodes are valid unless `init` says otherwise.
+pub const CERTIFICATE_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+
+/// How long `init` may have them valid. Below a minute renewing would be all that nodes do, and
+/// above 90 days nobody would notice that they do not.
+pub const CERTIFICATE_LIVES: std::ops::RangeInclusive<std::time::Duration> =
+    std::time::Duration::from_secs(60)..=std::time::Duration::from_secs(90 * 24 * 3600);
 
 /// The port that managers listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 2377;

@@ -27,14 +27,14 @@ pub struct Credentials {
     pub certificate: CertificateDer<'static>,
     /// The certificate's key.
     pub key: PrivateKeyDer<'static>,
-    /// The cluster's root.
-    pub root: CertificateDer<'static>,
+    /// The cluster's roots that are trusted, the first of which signed the certificate.
+    pub roots: Vec<CertificateDer<'static>>,
 }
 
 impl Clone for Credentials {
     fn clone(&self) -> Self {
-        let (certificate, root) = (self.certificate.clone(), self.root.clone());
-        Self { certificate, key: self.key.clone_key(), root }
+        let (certificate, roots) = (self.certificate.clone(), self.roots.clone());
+        Self { certificate, key: self.key.clone_key(), roots }
     }
 }
 
@@ -67,19 +67,25 @@ pub fn join_statement(public_key: &[u8], certificate_key: &[u8]) -> Vec<u8> {
     [b"overlay join 1".as_slice(), public_key, certificate_key].concat()
 }
 
-/// The manager's side: shows its certificate and the root; takes clients with a certificate of the
-/// root, and clients without one, which may only join.
+/// The manager's side: shows its certificate, the `bridges` that lead to it from former roots, and the
+/// root; takes clients with a certificate of a trusted root, and clients without one, which may only join or renew.
 ///
 /// # Errors
 /// The key does not fit the certificate.
-pub fn server_config(credentials: &Credentials) -> Result<ServerConfig, Error> {
+pub fn server_config(
+    credentials: &Credentials,
+    bridges: &[CertificateDer<'static>],
+) -> Result<ServerConfig, Error> {
     let provider = Arc::new(provider::default_provider());
-    let roots = roots(&credentials.root)?;
+    let roots = store(&credentials.roots)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
-    let chain = vec![credentials.certificate.clone(), credentials.root.clone()];
+    let mut chain = vec![credentials.certificate.clone()];
+    chain.extend(bridges.iter().cloned());
+    // Last: there a joiner looks for what its token names.
+    chain.extend(credentials.roots.first().cloned());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -98,8 +104,21 @@ pub fn member_config(credentials: &Credentials) -> Result<ClientConfig, Error> {
     let chain = vec![credentials.certificate.clone()];
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(&credentials.root)?)
+        .with_root_certificates(store(&credentials.roots)?)
         .with_client_auth_cert(chain, credentials.key.clone_key())?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// The side of a member that shows no certificate, and may only renew the one that it has.
+///
+/// # Errors
+/// A root is none.
+pub fn unknown_config(roots: &[CertificateDer<'static>]) -> Result<ClientConfig, Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(store(roots)?)
+        .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }
@@ -163,7 +182,7 @@ impl ServerCertVerifier for PinnedRoot {
             let other = OtherError(Arc::new(OtherRoot));
             return Err(Error::InvalidCertificate(CertificateError::Other(other)));
         };
-        let roots = roots(root)?;
+        let roots = store(&[root.clone().into_owned()])?;
         WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
             .build()
             .map_err(|error| Error::General(error.to_string()))?
@@ -194,10 +213,10 @@ impl ServerCertVerifier for PinnedRoot {
     }
 }
 
-fn roots(root: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(root.clone().into_owned())?;
-    Ok(Arc::new(roots))
+fn store(roots: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, Error> {
+    let mut store = RootCertStore::empty();
+    roots.iter().try_for_each(|root| store.add(root.clone()))?;
+    Ok(Arc::new(store))
 }
 
 const ALPN: &[u8] = b"h2";

@@ -10,9 +10,12 @@ use super::{
     client::{Client, answer},
     output::{self, print, print_json},
 };
-use crate::api::proto::{
-    InfoRequest, InfoResponse, InitRequest, InitResponse, JoinClusterRequest, JoinClusterResponse,
-    JoinTokenRequest, JoinTokenResponse, Role,
+use crate::api::{
+    CERTIFICATE_LIVES,
+    proto::{
+        InfoRequest, InfoResponse, InitRequest, InitResponse, JoinClusterRequest,
+        JoinClusterResponse, JoinTokenRequest, JoinTokenResponse, Role,
+    },
 };
 
 /// `overlayctl init`.
@@ -36,6 +39,9 @@ pub struct Init {
     /// How long the prefixes of those subnets are
     #[arg(long, default_value_t = 24, value_name = "LENGTH")]
     default_addr_pool_mask_length: u8,
+    /// How long nodes' certificates are valid before they are renewed: 1m to 90d
+    #[arg(long, default_value = "30d", value_name = "DURATION", value_parser = certificate_life)]
+    cert_expiry: Duration,
     /// The node's name; the host's unless given
     #[arg(long)]
     name: Option<String>,
@@ -91,6 +97,12 @@ enum TokenRole {
 
 impl Init {
     pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
+        if self.cert_expiry < SHORT_LIFE {
+            let life = humantime::format_duration(self.cert_expiry);
+            eprintln!(
+                "overlayctl: warning: nodes renew their certificates every {life}; one that is cut off from the managers for longer must renew before it is heard again"
+            );
+        }
         let request = InitRequest {
             advertise_addr: self.advertise_addr,
             listen_addr: self.listen_addr,
@@ -99,6 +111,7 @@ impl Init {
             address_pool: self.default_addr_pool.to_string(),
             address_pool_mask_length: self.default_addr_pool_mask_length.into(),
             name: self.name,
+            certificate_life_s: Some(self.cert_expiry.as_secs()),
             force_new_cluster: self.force_new_cluster,
         };
         let made = answer("init", client.local().await?.init(request)).await?;
@@ -275,6 +288,14 @@ fn ttl(text: &str) -> Result<Duration, String> {
     ttl.ok_or_else(|| "use whole seconds or more, such as 30s, 1h or 7d".to_owned())
 }
 
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = humantime::parse_duration(text).ok().filter(|life| life.subsec_nanos() == 0);
+    let life = life.filter(|life| CERTIFICATE_LIVES.contains(life));
+    life.ok_or_else(|| "use 1m to 90d".to_owned())
+}
+
+/// Below this a host that is down for a while comes back without a valid certificate.
+const SHORT_LIFE: Duration = Duration::from_secs(3600);
 /// The first second that RFC 3339 has no year for.
 const YEAR_10000_S: u64 = 253_402_300_800;
 
@@ -437,6 +458,15 @@ mod tests {
         for bad in ["", "1", "0s", "1500ms", "-1h", "soon"] {
             let error = ttl(bad).unwrap_err();
             assert_eq!(error, "use whole seconds or more, such as 30s, 1h or 7d", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_certificates_life_is_bounded() {
+        assert_eq!(certificate_life("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(certificate_life("90d"), Ok(Duration::from_secs(90 * 24 * 3600)));
+        for bad in ["59s", "91d", "0s", "60500ms", "soon"] {
+            assert_eq!(certificate_life(bad), Err("use 1m to 90d".to_owned()), "{bad}");
         }
     }
 

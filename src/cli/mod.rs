@@ -3,6 +3,7 @@
 
 mod attach;
 mod backup;
+mod ca;
 mod client;
 mod cluster;
 mod endpoint;
@@ -51,6 +52,9 @@ enum Command {
     JoinToken(cluster::JoinToken),
     /// Take this node out of its cluster
     Leave(leave::Leave),
+    /// The root certificate of the cluster
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Show what this node is
     Info,
     /// The nodes of the cluster
@@ -108,6 +112,7 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Init(init) => init.execute(client, format).await?,
         Command::Join(join) => join.execute(client, format).await?,
         Command::JoinToken(token) => token.execute(client, format).await?,
+        Command::Ca(command) => command.execute(client, format).await?,
         Command::Backup(backup) => backup.execute(client, format).await?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "overlayctl", &mut io::stdout());
@@ -156,6 +161,8 @@ mod tests {
         check(&["join-token", "worker", "--rotate", "--uses", "1"]);
         check(&["join-token", "worker", "--uses", "0"]);
         check(&["join-token", "worker", "--ttl", "soon"]);
+        check(&["init", "--cert-expiry", "30s"]);
+        check(&["ca"]);
         check(&["run", "--network", "blue"]);
         check(&["peers", "--watch", "extra"]);
     }
@@ -189,6 +196,8 @@ mod tests {
         check("detach web");
         check("endpoint ls --network blue --all");
         check("endpoint inspect web");
+        check("init --cert-expiry 1h");
+        check("ca rotate --json");
         check("run --network blue -- ip addr");
         check("peers --network blue --watch --json");
         check("stats --json");

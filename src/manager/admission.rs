@@ -1,5 +1,5 @@
 //! Bounds what hosts without a certificate can make a manager do: how many connections they hold
-//! at once, together and from one address, and how often they try tokens.
+//! at once, together and from one address, and how often they try tokens and keys.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ pub struct Admission {
 struct Counts {
     connections: usize,
     by_source: BTreeMap<IpAddr, usize>,
-    wrong_tokens: BTreeMap<IpAddr, WrongTokens>,
+    wrong: BTreeMap<IpAddr, Wrong>,
 }
 
-struct WrongTokens {
+struct Wrong {
     count: u32,
     since: Instant,
 }
@@ -46,26 +46,26 @@ impl Admission {
         Some(Admitted { admission: self.clone(), source })
     }
 
-    /// Tells whether a source may try a token.
+    /// Tells whether a source may try a token or a key.
     pub fn may_try(&self, source: IpAddr, now: Instant) -> bool {
         let counts = self.locked();
-        let tries = counts.wrong_tokens.get(&source_of(source));
+        let tries = counts.wrong.get(&source_of(source));
         tries.is_none_or(|tries| tries.count < MAX_WRONG || now >= tries.since + PENALTY)
     }
 
-    /// Notes a wrong token.
+    /// Notes a wrong token or key.
     pub fn note_wrong(&self, source: IpAddr, now: Instant) {
         let mut counts = self.locked();
-        if counts.wrong_tokens.len() >= MAX_NOTED {
-            counts.wrong_tokens.retain(|_, tries| now < tries.since + PENALTY);
+        if counts.wrong.len() >= MAX_NOTED {
+            counts.wrong.retain(|_, tries| now < tries.since + PENALTY);
         }
         // A full table of fresh entries notes no more: a secret has 128 bits, and this limit is to
         // spare the manager's time, not to keep it from being guessed.
-        if counts.wrong_tokens.len() < MAX_NOTED {
-            let fresh = WrongTokens { count: 0, since: now };
-            let tries = counts.wrong_tokens.entry(source_of(source)).or_insert(fresh);
+        if counts.wrong.len() < MAX_NOTED {
+            let fresh = Wrong { count: 0, since: now };
+            let tries = counts.wrong.entry(source_of(source)).or_insert(fresh);
             if now >= tries.since + PENALTY {
-                *tries = WrongTokens { count: 0, since: now };
+                *tries = Wrong { count: 0, since: now };
             }
             tries.count += 1;
         }

@@ -1,10 +1,12 @@
 //! What operators ask of the cluster, by way of a manager's node. The caller's role is that of the
 //! state, at the time of the call.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 
+use rustls::pki_types::CertificateDer;
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -20,8 +22,10 @@ use crate::{
             JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse,
             ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
             RemoveNetworkRequest, RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse,
-            StartEpochRequest, StartEpochResponse, UpdateNodeRequest, UpdateNodeResponse,
+            RotateRootRequest, RotateRootResponse, StartEpochRequest, StartEpochResponse,
+            UpdateNodeRequest, UpdateNodeResponse,
         },
+        tls::root_digest,
     },
     engine::cluster::{Command, CreateNetwork, Ipv6, Outcome, State, UpdateNode},
     types::{Availability, Endpoint, Node, NodeStatus, Role, Vni},
@@ -159,6 +163,27 @@ impl proto::control_server::Control for Control {
         }
     }
 
+    async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Answer<RotateRootResponse> {
+        self.manager(&request)?;
+        let shared = &self.shared;
+        let rotate = shared.trust.draw_root().map_err(status::of_failure)?;
+        let digest = root_digest(&CertificateDer::from(rotate.root.as_slice())).to_vec();
+        let rotated = shared.log.propose(Command::RotateRoot(rotate)).await;
+        rotated.map_err(status::of_proposal)?;
+        info!("the root certificate was rotated");
+        let mut progress = shared.dispatcher.progress();
+        let dropped = async {
+            while shared.log.read(State::is_root_rotating) && progress.changed().await.is_ok() {}
+        };
+        // Whoever takes longer is named.
+        let _ = timeout(ROTATION_WAIT, dropped).await;
+        let lagging = shared.log.read(|state| match state.is_root_rotating() {
+            true => state.under_former_roots().map(|node| node.name.to_string()).collect(),
+            false => Vec::new(),
+        });
+        Ok(Response::new(RotateRootResponse { digest, lagging }))
+    }
+
     async fn create_network(
         &self,
         request: Request<CreateNetworkRequest>,
@@ -237,6 +262,9 @@ impl Control {
         }
     }
 }
+
+/// Nodes that are connected need a fraction of this.
+const ROTATION_WAIT: Duration = Duration::from_secs(5);
 
 fn new_network(request: CreateNetworkRequest) -> Result<CreateNetwork, Status> {
     let mtu = |mtu: u32| {

@@ -11,14 +11,16 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
+use tracing::error;
 
 use super::trust::Trust;
 use crate::{
+    api::tls::root_digest,
     engine::{
         cluster::{Digests, Event, Scope, State},
         membership::{Change, Snapshot},
     },
-    types::{Digest, NetworkId, NodeId, Position, Psk, Revision, Role, ScopeId},
+    types::{Digest, NetworkId, NodeId, NodeStatus, Position, Psk, Revision, Role, ScopeId},
 };
 
 /// The sessions of all connected agents.
@@ -53,6 +55,10 @@ struct Session {
     acknowledged: Revision,
     /// What the newest bookmark, or snapshot, was as of.
     marked: Revision,
+    /// The keys of all its peers changed: what is due is a snapshot of them.
+    keys_due: bool,
+    /// It is to be told which roots are trusted.
+    roots_due: bool,
     /// The nodes that the agent is to look for.
     wanted: Vec<NodeId>,
     wake: Arc<Notify>,
@@ -86,8 +92,8 @@ pub enum Due {
         /// In order.
         changes: Vec<Change>,
     },
-    /// A snapshot of the whole table.
-    Snapshot,
+    /// A snapshot of some scopes, or of the whole table.
+    Snapshot(Option<BTreeSet<ScopeId>>),
     /// The session ended: the node was removed, or has opened another.
     Ended,
 }
@@ -100,6 +106,14 @@ impl Dispatcher {
 
     /// Tells the sessions concerned of what a command changed.
     pub fn handle_events(&self, state: &State, revision: Revision, events: &[Event]) {
+        let changed = |event: &Event| matches!(event, Event::SecretsChanged | Event::RootsChanged);
+        if events.iter().any(changed)
+            && let Some(secrets) = state.secrets()
+            && let Err(failed) = self.trust.follow(secrets)
+        {
+            // All managers have one key, so this is of a log that was put together by hand.
+            error!(error = format!("{failed:#}"), "the cluster's new secrets are not opened");
+        }
         let keys = self.trust.epoch_keys();
         let mut sessions = self.locked();
         sessions.position = state.position();
@@ -111,6 +125,8 @@ impl Dispatcher {
             match event {
                 Event::NodeRemoved(node) => sessions.end(*node),
                 Event::NetworkRemoved(network) => drop(sessions.interested.remove(network)),
+                Event::SecretsChanged => sessions.make_keys_due(revision),
+                Event::RootsChanged => sessions.make_roots_due(),
                 Event::NodeChanged(_)
                 | Event::NodeStatusChanged(..)
                 | Event::NetworkChanged(_)
@@ -170,6 +186,8 @@ impl Dispatcher {
             newest: position.revision,
             acknowledged: 0,
             marked: position.revision,
+            keys_due: false,
+            roots_due: true,
             wanted: Vec::new(),
             wake: wake.clone(),
         };
@@ -190,7 +208,11 @@ impl Dispatcher {
         let epoch = sessions.position.epoch;
         let Some(session) = sessions.of(handle) else { return Due::Ended };
         match &mut session.queue {
-            Queue::Collapsed => Due::Snapshot,
+            Queue::Collapsed => Due::Snapshot(None),
+            // Before anything newer, so that an acknowledgement of a later revision is one of these.
+            Queue::Changes(_) if session.keys_due => {
+                Due::Snapshot(Some(BTreeSet::from([ScopeId::Peers])))
+            }
             Queue::Changes(changes) if changes.is_empty() => Due::Nothing,
             Queue::Changes(changes) => {
                 let changes = std::mem::take(changes);
@@ -213,9 +235,11 @@ impl Dispatcher {
         let keys = self.keys_of(handle.node);
         let mut sessions = self.locked();
         let session = sessions.of(handle)?;
-        if scopes.is_some() && !session.is_up_to_date() {
+        if scopes.is_some() && !session.has_no_changes() {
             return None;
         }
+        let with_keys = scopes.as_ref().is_none_or(|scopes| scopes.contains(&ScopeId::Peers));
+        session.keys_due &= !with_keys;
         session.queue = Queue::Changes(Vec::new());
         session.sent = state.revision();
         session.newest = state.revision();
@@ -270,6 +294,15 @@ impl Dispatcher {
         sessions.of(handle).map(|session| std::mem::take(&mut session.wanted)).unwrap_or_default()
     }
 
+    /// Takes the digests of the trusted roots if the agent is to be told them.
+    pub fn take_roots(&self, handle: &SessionHandle) -> Option<Vec<[u8; 32]>> {
+        let due = {
+            let mut sessions = self.locked();
+            std::mem::take(&mut sessions.of(handle)?.roots_due)
+        };
+        due.then(|| self.trust.authority().roots().iter().map(root_digest).collect())
+    }
+
     /// Notes that the agent forwards by the table of a revision.
     pub fn handle_acknowledged(&self, handle: &SessionHandle, revision: Revision) {
         if let Some(session) = self.locked().of(handle) {
@@ -303,7 +336,17 @@ impl Dispatcher {
         nodes.filter(lags).copied().collect()
     }
 
-    /// Changes whenever [`Self::lagging`] may answer otherwise.
+    /// Tells whether some node that is ready may not know the keys of a revision yet.
+    pub fn lacks_keys(&self, state: &State, revision: Revision) -> bool {
+        let sessions = self.locked();
+        let mut ready = state.nodes().filter(|node| node.status == NodeStatus::Ready);
+        ready.any(|node| {
+            let session = sessions.by_node.get(&node.id);
+            session.is_none_or(|session| session.keys_due || session.acknowledged < revision)
+        })
+    }
+
+    /// Changes whenever [`Self::lagging`] or [`Self::lacks_keys`] may answer otherwise.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
     }
@@ -335,6 +378,10 @@ fn differing(ours: &[(ScopeId, Digest)], theirs: &[(ScopeId, Digest)]) -> BTreeS
 impl Session {
     /// Whether the agent was sent everything.
     fn is_up_to_date(&self) -> bool {
+        self.has_no_changes() && !self.keys_due
+    }
+
+    fn has_no_changes(&self) -> bool {
         matches!(&self.queue, Queue::Changes(changes) if changes.is_empty())
     }
 }
@@ -373,7 +420,26 @@ impl Sessions {
             // Its endpoints went before, so only who always knows it still does: every node may, if
             // it was a manager.
             Event::NodeRemoved(_) => self.by_node.keys().copied().collect(),
-            Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => BTreeSet::new(),
+            Event::NetworkRemoved(_)
+            | Event::NodeStatusChanged(..)
+            | Event::SecretsChanged
+            | Event::RootsChanged => BTreeSet::new(),
+        }
+    }
+
+    fn make_roots_due(&mut self) {
+        for session in self.by_node.values_mut() {
+            session.roots_due = true;
+            session.wake.notify_one();
+        }
+    }
+
+    /// The keys themselves are derived when a session's turn comes, not under the state's lock.
+    fn make_keys_due(&mut self, revision: Revision) {
+        for session in self.by_node.values_mut() {
+            session.keys_due = true;
+            session.newest = revision;
+            session.wake.notify_one();
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -21,8 +21,17 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::admission::{Admission, Admitted};
-use crate::{api::tls, types::NodeId};
+use super::{
+    admission::{Admission, Admitted},
+    certificate::ListenerTls,
+};
+use crate::{
+    api::{
+        proof::{Challenge, NotProven},
+        tls,
+    },
+    types::NodeId,
+};
 
 /// Whose connection a request came by.
 #[derive(Clone, Debug)]
@@ -31,25 +40,49 @@ pub struct Caller {
     pub addr: SocketAddr,
     /// The node in its certificate, if it showed one.
     pub node: Option<NodeId>,
+    /// Drawn when it is asked for; it ends with the connection.
+    challenge: Arc<OnceLock<Challenge>>,
+}
+
+impl Caller {
+    /// Returns the connection's challenge, drawing it first if need be.
+    ///
+    /// # Errors
+    /// The random source of the system fails.
+    pub fn draw_challenge(&self) -> Result<&Challenge, NotProven> {
+        match self.challenge.get() {
+            Some(drawn) => Ok(drawn),
+            None => {
+                let drawn = Challenge::draw()?;
+                Ok(self.challenge.get_or_init(|| drawn))
+            }
+        }
+    }
+
+    /// Returns the connection's challenge, if one was asked for.
+    pub fn challenge(&self) -> Option<&Challenge> {
+        self.challenge.get()
+    }
 }
 
 /// The accepting task. It ends, with all unfinished handshakes, when nobody takes connections.
 pub struct ListenerTask {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    tls: ListenerTls,
     admission: Arc<Admission>,
     connections: mpsc::Sender<Connection>,
 }
 
 impl ListenerTask {
-    /// Makes the task; finished connections go to `connections`.
+    /// Makes the task; finished connections go to `connections`. Each is taken with what `tls` has
+    /// then.
     pub fn new(
         listener: TcpListener,
-        acceptor: TlsAcceptor,
+        tls: ListenerTls,
         admission: Arc<Admission>,
         connections: mpsc::Sender<Connection>,
     ) -> Self {
-        Self { listener, acceptor, admission, connections }
+        Self { listener, tls, admission, connections }
     }
 
     /// Accepts until nobody takes connections any more.
@@ -75,7 +108,8 @@ impl ListenerTask {
             debug!(%addr, "too many connections without a certificate");
             return;
         };
-        let (acceptor, connections) = (self.acceptor.clone(), self.connections.clone());
+        let acceptor = TlsAcceptor::from(self.tls.config());
+        let connections = self.connections.clone();
         handshakes.spawn(async move {
             let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(stream, addr, acceptor, admitted));
             match handshake.await {
@@ -108,7 +142,8 @@ async fn handshake(
         Some(_) => None,
         None => Some(Unknown { _admitted: admitted, deadline: Box::pin(sleep(UNKNOWN_LIFE)) }),
     };
-    Ok(Connection { stream, caller: Caller { addr, node }, unknown })
+    let caller = Caller { addr, node, challenge: Arc::default() };
+    Ok(Connection { stream, caller, unknown })
 }
 
 /// One connection, its other end known by certificate or not at all.
@@ -166,7 +201,7 @@ impl AsyncWrite for Connection {
 }
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A join is one call; whoever has not made it by then does not mean to.
+/// A join is two calls; whoever has not made it by then does not mean to.
 const UNKNOWN_LIFE: Duration = Duration::from_secs(15);
 /// Between attempts while the system gives no more descriptors.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -7,6 +7,8 @@
 
 mod admission;
 mod attachment;
+mod authority;
+mod certificate;
 mod control;
 mod dispatch;
 mod listener;
@@ -16,6 +18,7 @@ mod manager_key;
 mod membership;
 mod random;
 mod recovery;
+mod rotation;
 mod session;
 mod status;
 mod tokens;
@@ -38,18 +41,19 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Status, transport::Server};
 use tracing::{info, warn};
 
 use self::{
     admission::Admission,
+    certificate::ListenerTls,
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
     log::{Log, LogFile, Snapshots},
     manager_key::ManagerKey,
     recovery::Recovery,
+    rotation::RotationTask,
     trust::Trust,
 };
 use crate::{
@@ -83,6 +87,8 @@ struct Shared {
     node: NodeId,
     advertise_addr: SocketAddr,
     data_port: u16,
+    /// How long certificates of nodes are valid.
+    certificate_life: Duration,
     trust: Arc<Trust>,
     dispatcher: Arc<Dispatcher>,
     log: Log,
@@ -113,7 +119,7 @@ impl Manager {
                 return Err(error);
             }
         };
-        let founded = Self::found_in(&folder, file, &key, listener, founding).await;
+        let founded = Self::found_in(&folder, file, key, listener, founding).await;
         if founded.is_err() {
             remove(&folder);
         }
@@ -123,7 +129,7 @@ impl Manager {
     async fn found_in(
         folder: &Path,
         file: LogFile,
-        key: &ManagerKey,
+        key: ManagerKey,
         listener: TcpListener,
         mut founding: Founding,
     ) -> anyhow::Result<(Self, Founded)> {
@@ -134,18 +140,19 @@ impl Manager {
             founding.node.advertise_addr = advertise.to_string();
         }
         let cluster = random::bytes()?;
-        let trust = Arc::new(Trust::new(cluster)?);
-        let secrets = trust.sealed(key)?;
+        let trust = Arc::new(Trust::new(cluster, key)?);
+        let secrets = trust.sealed()?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         let log = start_log(file, dispatcher.clone())?;
         let node = register_first(&log, cluster, secrets, &founding).await?;
         let point = membership::proven_key(&founding.node).map_err(refused)?;
+        let life = founding.certificate_life;
         let credentials = tls::Credentials {
-            certificate: trust.issue(node.id, node.role, point)?,
+            certificate: trust.authority().issue(node.id, node.role, point, life)?,
             key: founding.certificate_key,
-            root: trust.root().clone(),
+            roots: trust.authority().roots(),
         };
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
@@ -156,6 +163,7 @@ impl Manager {
             node: node.id,
             advertise_addr: node.advertise_addr,
             data_port: founding.data_port,
+            certificate_life: life,
             trust,
             dispatcher,
             log,
@@ -166,7 +174,7 @@ impl Manager {
         });
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
-        Ok((Self::serve(shared, listener, acceptor), founded))
+        Ok((Self::serve(shared, listener, tls), founded))
     }
 
     /// Reads a backup and puts its state into a state folder, in a new epoch; the manager is opened
@@ -190,7 +198,7 @@ impl Manager {
         let folder = make_folder(state_dir)?;
         let file = LogFile::create_with(&folder.join(LOG_FILE), state.clone())?;
         let restored = ManagerKey::restore(&folder, part(section::MANAGER_KEY)?)
-            .and_then(|key| Trust::open(cluster.id, secrets, &key).map(drop));
+            .and_then(|key| Trust::open(cluster.id, secrets, key).map(drop));
         drop(file);
         if restored.is_err() {
             remove(&folder);
@@ -221,9 +229,11 @@ impl Manager {
             bail!("the log {path} holds no cluster; restore a backup with overlayd --restore");
         };
         let (cluster, data_port) = (settings.id, settings.data_port);
-        let trust = Arc::new(Trust::open(cluster, secrets, &ManagerKey::open(&folder)?)?);
+        let life = Duration::from_secs(settings.certificate_life_s);
+        let trust = Arc::new(Trust::open(cluster, secrets, ManagerKey::open(&folder)?)?);
         let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
-        let Some(node) = node.filter(|_| *trust.root() == credentials.root) else {
+        let known = credentials.roots.iter().any(|root| trust.authority().knows(root));
+        let Some(node) = node.filter(|_| known) else {
             bail!(
                 "this node is no manager of the cluster in the log {path}; restore a backup with overlayd --restore"
             );
@@ -231,7 +241,7 @@ impl Manager {
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&credentials)?));
+        let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
         let recovery = log.read(Recovery::new);
         let shared = Arc::new(Shared {
@@ -240,6 +250,7 @@ impl Manager {
             node: node.id,
             advertise_addr: node.advertise_addr,
             data_port,
+            certificate_life: life,
             trust,
             dispatcher,
             log,
@@ -250,16 +261,17 @@ impl Manager {
         });
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
-        Ok((Self::serve(shared, listener, acceptor), Reopened { cluster, node, listen_addr }))
+        Ok((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr }))
     }
 
-    fn serve(shared: Arc<Shared>, listener: TcpListener, acceptor: TlsAcceptor) -> Self {
+    fn serve(shared: Arc<Shared>, listener: TcpListener, tls: ListenerTls) -> Self {
         shared.spawn(LivenessTask::new(shared.clone()).run());
+        shared.spawn(RotationTask::new(shared.clone()).run());
         if !shared.log.read(State::is_settled) {
             shared.spawn(Recovery::run(shared.clone()));
         }
         let (connections, incoming) = mpsc::channel(ACCEPTED);
-        let task = ListenerTask::new(listener, acceptor, shared.admission.clone(), connections);
+        let task = ListenerTask::new(listener, tls, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());
         let (stop, stopped) = oneshot::channel();
         let incoming =
@@ -330,6 +342,11 @@ impl Shared {
         let id = caller.node.ok_or_else(|| {
             Status::unauthenticated("this call needs a node's certificate; join the cluster first")
         })?;
+        self.registered(id)
+    }
+
+    /// Returns a node as the state has it now.
+    fn registered(&self, id: NodeId) -> Result<Node, Status> {
         self.log.read(|state| state.node(id).cloned()).ok_or_else(|| {
             Status::unauthenticated(format!(
                 "node {id} is not a member of this cluster any more; join it anew"
@@ -397,6 +414,7 @@ async fn register_first(
         mask_length: founding.mask_length,
         ula: random::ula()?,
         data_port: founding.data_port,
+        certificate_life_s: founding.certificate_life.as_secs(),
     };
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
     let request = founding.node.clone();

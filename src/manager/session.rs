@@ -21,7 +21,7 @@ use crate::{
     api::{
         HEARTBEAT, MAX_MESSAGE_BYTES, SILENCE, parse_id,
         proto::{
-            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping,
+            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Roots,
             agent_message, manager_message,
         },
         read_scope_digests, read_scopes, scope_digests, scopes,
@@ -112,7 +112,7 @@ impl SessionTask {
 
     /// Serves the stream until it ends, and says why.
     async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> Ended {
-        if !self.send_snapshot(snapshot).await {
+        if !self.send_snapshot(snapshot).await || !self.handle_wake(handle).await {
             return Ended::Closed;
         }
         let shared = self.shared.clone();
@@ -138,11 +138,8 @@ impl SessionTask {
                 },
                 () = handle.wake.notified() => {
                     due = true;
-                    for node in shared.dispatcher.take_wanted(handle) {
-                        let node = node.to_bytes().to_vec();
-                        // A witness that takes nothing counts as one that heard nothing.
-                        let look = message(manager_message::Message::LookFor(node));
-                        let _ = self.outbound.try_send(look);
+                    if !self.handle_wake(handle).await {
+                        return Ended::Closed;
                     }
                 }
                 // Only a stream with room is asked what is due: until then changes are coalesced.
@@ -163,9 +160,9 @@ impl SessionTask {
                                 }
                             }
                         }
-                        Due::Snapshot => {
+                        Due::Snapshot(scopes) => {
                             drop(permit);
-                            if !self.resync(handle, None).await {
+                            if !self.resync(handle, scopes).await {
                                 return Ended::Closed;
                             }
                         }
@@ -185,6 +182,20 @@ impl SessionTask {
                 () = sleep_until(heard + SILENCE) => return Ended::Silent,
             }
         }
+    }
+
+    /// Sends what is due beside the table; tells whether the stream goes on.
+    async fn handle_wake(&self, handle: &SessionHandle) -> bool {
+        let dispatcher = &self.shared.dispatcher;
+        for node in dispatcher.take_wanted(handle) {
+            // A witness that takes nothing counts as one that heard nothing.
+            let look = manager_message::Message::LookFor(node.to_bytes().to_vec());
+            let _ = self.outbound.try_send(message(look));
+        }
+        let Some(digests) = dispatcher.take_roots(handle) else { return true };
+        let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };
+        let roots = message(manager_message::Message::Roots(roots));
+        matches!(timeout(SEND_TIMEOUT, self.outbound.send(roots)).await, Ok(Ok(())))
     }
 
     async fn handle_message(&self, handle: &SessionHandle, message: AgentMessage) -> bool {

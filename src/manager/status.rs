@@ -40,6 +40,8 @@ fn code(refusal: &Refusal) -> Code {
         Refusal::Versions { .. }
         | Refusal::ClusterExists
         | Refusal::NoCluster
+        | Refusal::SecretRotating
+        | Refusal::RootRotating { .. }
         | Refusal::NetworkInUse { .. } => Code::FailedPrecondition,
         Refusal::NotYours { .. }
         | Refusal::TokenUnknown

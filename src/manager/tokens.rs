@@ -79,19 +79,24 @@ impl Shared {
         let (expires_at_s, uses) = (create.expires_at_s, create.uses);
         let created = self.log.propose(Command::CreateToken(create)).await;
         created.map_err(status::of_proposal)?;
-        let token = JoinToken { digest: root_digest(self.trust.root()), secret };
+        let token = JoinToken { digest: root_digest(self.trust.authority().root()), secret };
         Ok(Issued { token, expires_at_s, uses })
+    }
+
+    /// Refuses a source that tried too many wrong tokens or keys.
+    pub(super) fn check_tries(&self, source: IpAddr) -> Result<(), Status> {
+        match self.admission.may_try(source, Instant::now()) {
+            true => Ok(()),
+            false => Err(Status::resource_exhausted(
+                "too many wrong tokens or keys came from this address; wait a minute",
+            )),
+        }
     }
 
     /// Returns what a secret makes of the host that shows it, and what the log is to check again in
     /// the entry that takes the host in.
     pub(super) fn admit(&self, secret: &str, source: IpAddr) -> Result<(Role, TokenUse), Status> {
-        let now = Instant::now();
-        if !self.admission.may_try(source, now) {
-            return Err(Status::resource_exhausted(
-                "too many wrong tokens came from this address; wait a minute",
-            ));
-        }
+        self.check_tries(source)?;
         let secret = JoinToken::parse_secret(secret)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let newest = |role| self.log.read(|state| state.token_generation(role));
@@ -106,7 +111,7 @@ impl Shared {
         match token {
             Some((Role::Worker, token)) => Ok((Role::Worker, token)),
             Some((Role::Manager, _)) | None => {
-                self.admission.note_wrong(source, now);
+                self.admission.note_wrong(source, Instant::now());
                 warn!(%source, "a join with a wrong token was refused");
                 Err(status::of_refusal(Refusal::TokenUnknown))
             }

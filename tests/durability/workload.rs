@@ -144,6 +144,7 @@ pub fn cluster() -> Command {
         mask_length: 24,
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
+        certificate_life_s: 3600,
     };
     let secrets = Secrets {
         root: vec![1; 400],
@@ -151,6 +152,9 @@ pub fn cluster() -> Command {
         token_key: vec![3; 60],
         cluster_secret: vec![4; 60],
         epoch: 1,
+        older: None,
+        root_rotations: 0,
+        former_roots: Vec::new(),
     };
     Command::CreateCluster { cluster, secrets }
 }

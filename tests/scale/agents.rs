@@ -9,13 +9,13 @@ use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use overlay::{
     agent::{
+        certificate::Certificate,
         join::{self, Joined},
         link::{LinkTask, LookFor},
     },
     api::{
         JoinToken,
         proto::{CreateEndpointRequest, attachment_client::AttachmentClient},
-        tls,
     },
     engine::membership::Table,
 };
@@ -151,7 +151,7 @@ impl Agent {
 
 impl Link {
     fn start(manager: SocketAddr, joined: &Joined) -> anyhow::Result<Self> {
-        let config = Arc::new(tls::member_config(&joined.credentials)?);
+        let certificate = Arc::new(Certificate::new(joined.credentials.clone())?);
         let (channels, connected) = watch::channel(None);
         let (revisions, revision) = watch::channel(0);
         let published = Published::default();
@@ -165,7 +165,7 @@ impl Link {
         };
         let look_for: LookFor = Arc::new(|_| Box::pin(async { true }));
         let table = Table::empty(joined.node.id);
-        let link = LinkTask::new(manager, config, table, publish, look_for, channels);
+        let link = LinkTask::new(manager, certificate, table, publish, look_for, channels);
         Ok(Self { task: tokio::spawn(link.run()), connected, revision, published })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use overlay::{
-    api::{Founding, Reopening, tls::Credentials},
+    api::{CERTIFICATE_LIFE, Founding, Reopening, tls::Credentials},
     manager::Manager,
     types::NodeId,
 };
@@ -44,17 +45,18 @@ pub async fn run(folder: &str) -> anyhow::Result<()> {
                 address_pool: "10.0.0.0/8".parse()?,
                 mask_length: 16,
                 data_port: 7790,
+                certificate_life: CERTIFICATE_LIFE,
                 node,
                 certificate_key,
             };
             let (manager, founded) = Manager::found(founding).await?;
-            let Credentials { certificate, key, root } = founded.credentials;
+            let Credentials { certificate, key, roots } = founded.credentials;
             let serving = Serving {
                 addr: founded.listen_addr,
                 token: founded.worker_token.to_string(),
                 certificate: certificate.to_vec(),
                 key: key.secret_der().to_vec(),
-                root: root.to_vec(),
+                root: roots.first().context("no root")?.to_vec(),
             };
             say(&serving).await?;
             let kept = Kept { node: founded.node.id, serving };

@@ -91,7 +91,7 @@ impl Serving {
         Credentials {
             certificate: CertificateDer::from(self.certificate.clone()),
             key: PrivatePkcs8KeyDer::from(self.key.clone()).into(),
-            root: CertificateDer::from(self.root.clone()),
+            roots: vec![CertificateDer::from(self.root.clone())],
         }
     }
 }

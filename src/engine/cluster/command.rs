@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    root::RotateRoot,
     secrets::Secrets,
     token::{CreateToken, TokenUse},
 };
@@ -38,6 +39,30 @@ pub enum Command {
         role: Role,
         /// The proposer's clock, in seconds since 1970.
         now_s: u64,
+    },
+    /// Gives the cluster secret a successor.
+    RotateSecret {
+        /// The next secret, sealed.
+        secret: Vec<u8>,
+    },
+    /// Ends the keys of the cluster secret before the newest.
+    DropOlderSecret {
+        /// Its epoch.
+        epoch: u32,
+    },
+    /// Gives the root certificate a successor.
+    RotateRoot(RotateRoot),
+    /// Ends the trust in the roots before the newest.
+    DropFormerRoot {
+        /// How often the root was rotated.
+        rotations: u32,
+    },
+    /// Notes that a node gets a certificate.
+    NoteCertified {
+        /// Which node.
+        node: NodeId,
+        /// How often the root was rotated that signs it.
+        rotations: u32,
     },
     /// Notes whether a node is heard.
     SetNodeStatus {
@@ -84,6 +109,13 @@ pub struct Cluster {
     pub ula: Ipv6Net,
     /// The port that every node takes sealed datagrams on.
     pub data_port: u16,
+    /// How long certificates of nodes are valid.
+    #[serde(default = "thirty_days")]
+    pub certificate_life_s: u64,
+}
+
+fn thirty_days() -> u64 {
+    30 * 24 * 3600
 }
 
 /// See [`Command::RegisterNode`].
@@ -202,6 +234,10 @@ pub enum Event {
     EndpointCreated(Endpoint),
     /// An endpoint ended.
     EndpointRemoved(Endpoint),
+    /// The keys of all pairs of nodes changed.
+    SecretsChanged,
+    /// Other roots are trusted, or another signs.
+    RootsChanged,
 }
 
 /// An applied command.

@@ -31,10 +31,13 @@ impl Digests {
             let endpoints = state.endpoints_on(network.id).map(digest::of_endpoint).collect();
             digests.networks.insert(network.id, OfNetwork { network: of_network, endpoints });
         }
-        for node in state.nodes() {
-            digests.peers.insert(node.id, digest::of_peer(&peer_of(node, keys.to_vec())));
-        }
+        digests.count_peers(state, keys);
         digests
+    }
+
+    fn count_peers(&mut self, state: &State, keys: &[Psk]) {
+        let of_node = |node| digest::of_peer(&peer_of(node, keys.to_vec()));
+        self.peers = state.nodes().map(|node| (node.id, of_node(node))).collect();
     }
 
     /// Takes an event in, while the state stands right after it.
@@ -60,7 +63,8 @@ impl Digests {
                     sums.endpoints.remove(digest::of_endpoint(endpoint));
                 }
             }
-            Event::NodeStatusChanged(..) => {}
+            Event::NodeStatusChanged(..) | Event::RootsChanged => {}
+            Event::SecretsChanged => self.count_peers(state, keys),
         }
     }
 

@@ -20,6 +20,8 @@ pub const MAX_LABEL_BYTES: usize = 16_384;
 pub const MAX_UNDERLAYS: usize = 64;
 /// Join tokens with an end. More are hardly meant, and a standing one does for many nodes.
 pub const MAX_TOKENS: usize = 1024;
+/// Roots that nodes find their way from that were down since; each is 1 KB in every handshake.
+pub const MAX_FORMER_ROOTS: usize = 4;
 /// What `--mtu` takes: 576 is what every IPv4 host must receive (RFC 791, section 3.1); the upper
 /// end leaves room for the envelope in the largest datagram.
 pub const MTU_RANGE: RangeInclusive<u16> = 576..=65_407;

@@ -16,6 +16,7 @@ mod network;
 mod node;
 mod reference;
 mod refusal;
+mod root;
 mod scope;
 mod secrets;
 mod serial;
@@ -37,8 +38,9 @@ pub use self::{
     digests::Digests,
     reference::resolve,
     refusal::{Kind, Refusal},
+    root::{FormerRoot, RotateRoot},
     scope::Scope,
-    secrets::Secrets,
+    secrets::{OlderSecret, Secrets},
     token::{CreateToken, TokenHash, TokenUse},
 };
 use self::{network::NetworkEntry, serial::Serial, token::Tokens};
@@ -63,6 +65,11 @@ pub struct State {
     node_endpoints: BTreeMap<NodeId, BTreeSet<EndpointId>>,
     #[serde(default)]
     tokens: Tokens,
+    #[serde(default)]
+    secret_due: bool,
+    /// How often the root was rotated before a node's certificate was made; absent is never.
+    #[serde(default)]
+    certified: BTreeMap<NodeId, u32>,
 }
 
 /// The cluster's settings, and what is handed out cluster-wide.
@@ -88,6 +95,11 @@ impl State {
             Command::CreateCluster { cluster, secrets } => self.create_cluster(cluster, secrets),
             Command::RegisterNode(register) => self.register_node(register),
             Command::CreateToken(create) => self.create_token(create),
+            Command::RotateSecret { secret } => self.rotate_secret(secret),
+            Command::DropOlderSecret { epoch } => self.drop_older_secret(epoch),
+            Command::RotateRoot(rotate) => self.rotate_root(rotate),
+            Command::DropFormerRoot { rotations } => self.drop_former_root(rotations),
+            Command::NoteCertified { node, rotations } => self.note_certified(node, rotations),
             Command::RotateToken { role, now_s } => self.rotate_token(role, now_s),
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
             Command::UpdateNode(update) => self.update_node(update),

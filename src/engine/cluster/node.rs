@@ -32,13 +32,15 @@ impl State {
 
         self.use_token(token, &node);
         let mut events = match former {
-            Some(former) => self.remove_node(former)?.events,
+            Some(former) => self.take_out(former)?,
             None => Vec::new(),
         };
         underlays.truncate(MAX_UNDERLAYS);
         self.underlays.insert(node.id, underlays);
         self.node_names.insert(node.name.clone(), node.id);
         self.nodes.insert(node.id, node.clone());
+        let rotations = self.founded()?.secrets.root_rotations;
+        self.certified.insert(node.id, rotations);
         events.push(Event::NodeChanged(node.id));
         Ok(Applied { outcome: Outcome::Node(node), events })
     }
@@ -91,9 +93,16 @@ impl State {
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Applied, Refusal> {
+        let events = self.take_out(id)?;
+        self.secret_due = true;
+        Ok(Applied { outcome: Outcome::Done, events })
+    }
+
+    fn take_out(&mut self, id: NodeId) -> Result<Vec<Event>, Refusal> {
         let node = self.nodes.remove(&id).ok_or_else(|| unknown(Kind::Node, id))?;
         self.node_names.remove(&node.name);
         self.underlays.remove(&id);
+        self.certified.remove(&id);
         self.end_token_use(id);
         let endpoints = self.node_endpoints.remove(&id).unwrap_or_default();
         let mut events: Vec<Event> = Vec::with_capacity(endpoints.len() + 1);
@@ -101,7 +110,7 @@ impl State {
             events.extend(self.free_endpoint(endpoint).map(Event::EndpointRemoved));
         }
         events.push(Event::NodeRemoved(id));
-        Ok(Applied { outcome: Outcome::Done, events })
+        Ok(events)
     }
 
     /// Finds the name that a new node gets; what its former self had is free to it.

@@ -37,6 +37,12 @@ pub enum Refusal {
     ClusterExists,
     #[error("there is no cluster yet; make one with 'overlayctl init'")]
     NoCluster,
+    #[error("the cluster secret has a successor already; wait until all nodes have its keys")]
+    SecretRotating,
+    #[error(
+        "the root certificate is being rotated, and {nodes} node(s) that are ready have none under the new one yet; wait, or see 'overlayctl node ls'"
+    )]
+    RootRotating { nodes: usize },
     #[error("address pool {pool} cannot hold subnets of length {mask_length}; {advice}")]
     PoolUnusable { pool: IpNet, mask_length: u8, advice: &'static str },
 

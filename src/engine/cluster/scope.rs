@@ -153,6 +153,9 @@ impl Scope {
             // A network ends empty, and whether the managers hear a peer does not decide whether
             // this node can reach it.
             Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
+            // All peers change at once, which is a snapshot of them.
+            Event::SecretsChanged => {}
+            Event::RootsChanged => {}
         }
         changes
     }

@@ -66,6 +66,7 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         mask_length,
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
+        certificate_life_s: 3600,
     };
     let secrets = Secrets {
         root: vec![1],
@@ -73,6 +74,9 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         token_key: vec![3],
         cluster_secret: vec![4],
         epoch: 1,
+        older: None,
+        root_rotations: 0,
+        former_roots: Vec::new(),
     };
     Command::CreateCluster { cluster, secrets }
 }
@@ -588,11 +592,121 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1..5u128).prop_map(|id| Command::RegisterNode(register(id))),
         1 => (1..5u128, 1..3u8).prop_map(|(id, token)| by_limited(id, token, 100)),
         1 => (1..3u8).prop_map(|number| limited(number, None, Some(2))),
+        1 => Just(Command::RotateSecret { secret: vec![5] }),
+        1 => (1..4u32).prop_map(|epoch| Command::DropOlderSecret { epoch }),
+        1 => (0..4u32).prop_map(|rotations| Command::RotateRoot(next_root(rotations))),
+        1 => (0..4u32).prop_map(|rotations| Command::DropFormerRoot { rotations }),
+        1 => (1..5u128, 0..4u32).prop_map(|(id, rotations)| Command::NoteCertified {
+            node: NodeId::from_u128(id),
+            rotations,
+        }),
         1 => (1..5u128, any::<bool>()).prop_map(|(id, ready)| Command::SetNodeStatus {
             node: NodeId::from_u128(id),
             status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
         }),
     ]
+}
+
+#[test]
+fn a_node_that_goes_makes_another_secret_due_and_there_are_two_at_most() {
+    let mut log = Log::new();
+    log.node(1);
+    log.node(2);
+    assert!(!log.state.is_secret_due());
+    // A node that comes back takes its own place: nobody has left.
+    let again = RegisterNode {
+        node: Node { public_key: register(1).node.public_key, ..register(3).node },
+        ..register(3)
+    };
+    log.apply(Command::RegisterNode(again)).unwrap();
+    assert!(!log.state.is_secret_due());
+    log.apply(Command::RemoveNode(NodeId::from_u128(2))).unwrap();
+    assert!(log.state.is_secret_due());
+
+    let rotate = |secret| Command::RotateSecret { secret: vec![secret] };
+    let applied = log.apply(rotate(5)).unwrap();
+    assert_eq!(applied.events, [Event::SecretsChanged]);
+    let since = log.state.revision();
+    let secrets = log.state.secrets().unwrap().clone();
+    assert_eq!((secrets.epoch, secrets.cluster_secret), (2, vec![5]));
+    assert_eq!(secrets.older, Some(OlderSecret { epoch: 1, secret: vec![4], since }));
+    assert!(!log.state.is_secret_due());
+    log.refused(rotate(6));
+
+    let drop = |epoch| Command::DropOlderSecret { epoch };
+    assert_eq!(log.apply(drop(2)).unwrap().events, [], "that is the newest");
+    assert_eq!(log.apply(drop(1)).unwrap().events, [Event::SecretsChanged]);
+    assert_eq!(log.apply(drop(1)).unwrap().events, [], "it is gone already");
+    log.apply(rotate(6)).unwrap();
+    assert_eq!(log.state.secrets().unwrap().epoch, 3);
+}
+
+fn next_root(rotations: u32) -> RotateRoot {
+    let number = u8::try_from(rotations).unwrap() + 1;
+    RotateRoot { rotations, root: vec![number], root_key: vec![8], bridge: vec![number, 9] }
+}
+
+#[test]
+fn a_root_is_trusted_until_no_ready_node_is_under_it() {
+    let mut log = Log::new();
+    let [one, two] = [log.node(1), log.node(2)];
+    let status = |node, status| Command::SetNodeStatus { node, status };
+    log.apply(status(one, NodeStatus::Ready)).unwrap();
+    let rotated = log.apply(Command::RotateRoot(next_root(0))).unwrap();
+    assert_eq!(rotated.events, [Event::RootsChanged]);
+    let trusted = |log: &Log| -> Vec<bool> {
+        log.state.secrets().unwrap().former_roots.iter().map(|former| former.trusted).collect()
+    };
+    assert_eq!((log.state.secrets().unwrap().root.clone(), trusted(&log)), (vec![1], vec![true]));
+    let under =
+        |log: &Log| -> Vec<NodeId> { log.state.under_former_roots().map(|node| node.id).collect() };
+    assert_eq!(under(&log), [one], "the other is down");
+    assert_eq!(
+        log.refused(Command::RotateRoot(next_root(1))),
+        "the root certificate is being rotated, and 1 node(s) that are ready have none under the new one yet; wait, or see 'overlayctl node ls'"
+    );
+
+    log.apply(Command::NoteCertified { node: one, rotations: 1 }).unwrap();
+    log.apply(Command::RegisterNode(register(3))).unwrap();
+    log.apply(status(NodeId::from_u128(3), NodeStatus::Ready)).unwrap();
+    assert_eq!(under(&log), [], "whoever joins has a certificate under the newest");
+    let drop = |rotations| Command::DropFormerRoot { rotations };
+    assert_eq!(log.apply(drop(0)).unwrap().events, []);
+    assert_eq!(log.apply(drop(1)).unwrap().events, [Event::RootsChanged]);
+    assert_eq!(trusted(&log), [false], "its bridge stays");
+    assert_eq!(log.apply(drop(1)).unwrap().events, []);
+    log.apply(status(two, NodeStatus::Ready)).unwrap();
+    assert_eq!(under(&log), [two], "it is back with what it had");
+
+    // A root that does not follow on the newest is refused, and only some are remembered.
+    log.refused(Command::RotateRoot(next_root(0)));
+    for rotations in 1..7 {
+        log.apply(Command::RotateRoot(next_root(rotations))).unwrap();
+        log.apply(drop(rotations + 1)).unwrap();
+    }
+    let bridges: Vec<u8> =
+        log.state.secrets().unwrap().former_roots.iter().map(|former| former.bridge[0]).collect();
+    assert_eq!(bridges, [7, 6, 5, 4]);
+    let gone = Command::NoteCertified { node: NodeId::from_u128(9), rotations: 1 };
+    assert!(log.refused(gone).starts_with("there is no node"), "a node that went gets none");
+}
+
+#[test]
+fn a_log_from_before_lives_and_rotations_is_read() {
+    let json = serde_json::to_value(create_cluster("10.0.0.0/8", 24)).unwrap();
+    let mut old = json.clone();
+    old["CreateCluster"]["cluster"].as_object_mut().unwrap().remove("certificate_life_s");
+    for field in ["older", "root_rotations", "former_roots"] {
+        old["CreateCluster"]["secrets"].as_object_mut().unwrap().remove(field);
+    }
+    let mut log = Log { state: State::default() };
+    log.apply(serde_json::from_value(old).unwrap()).unwrap();
+    assert_eq!(log.state.cluster().unwrap().certificate_life_s, 30 * 24 * 3600);
+    let mut state = serde_json::to_value(&log.state).unwrap();
+    for field in ["secret_due", "certified"] {
+        state.as_object_mut().unwrap().remove(field);
+    }
+    assert_eq!(serde_json::from_value::<State>(state).unwrap(), log.state);
 }
 
 /// Points a removal at an endpoint that exists, if there is one.
@@ -649,7 +763,9 @@ proptest! {
                     | Event::NetworkChanged(_)
                     | Event::NetworkRemoved(_)
                     | Event::EndpointCreated(_)
-                    | Event::EndpointRemoved(_) => {}
+                    | Event::EndpointRemoved(_)
+                    | Event::SecretsChanged
+                    | Event::RootsChanged => {}
                 }
             }
             for (id, (scope, replica)) in &views {

@@ -22,9 +22,10 @@ struct Fixture {
 impl Fixture {
     /// Nodes 1 to 3, network 1.
     async fn new() -> Self {
-        let trust = Trust::new([9; 16]).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let secrets = trust.sealed(&ManagerKey::create(folder.path()).unwrap()).unwrap();
+        let key = ManagerKey::create(folder.path()).unwrap();
+        let trust = Trust::new([9; 16], key).unwrap();
+        let secrets = trust.sealed().unwrap();
         let dispatcher = Arc::new(Dispatcher::new(Arc::new(trust)));
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
         let fixture = Self { log: start_log(file, dispatcher.clone()).unwrap(), dispatcher };
@@ -34,6 +35,7 @@ impl Fixture {
             mask_length: 16,
             ula: "fd00::/48".parse().unwrap(),
             data_port: 7790,
+            certificate_life_s: 3600,
         };
         fixture.apply(Command::CreateCluster { cluster, secrets }).await;
         for id in 1..=3 {
@@ -109,8 +111,11 @@ impl Fixture {
             Due::Delta { from, to, changes } => {
                 replica.handle_delta(from, to, changes).unwrap();
             }
-            Due::Snapshot => {
-                let take = |state: &State| self.dispatcher.take_snapshot(state, handle, None);
+            Due::Snapshot(scopes) => {
+                let take = |state: &State| {
+                    let part = self.dispatcher.take_snapshot(state, handle, scopes);
+                    part.or_else(|| self.dispatcher.take_snapshot(state, handle, None))
+                };
                 replica.handle_snapshot(self.log.read(take).unwrap()).unwrap();
             }
             Due::Ended => panic!("the session ended"),
@@ -167,7 +172,7 @@ async fn an_agent_slower_than_its_queue_gets_a_snapshot() {
         fixture.remove(12, 2).await;
     }
     let newest = fixture.endpoint(13, 3).await;
-    assert_eq!(fixture.dispatcher.take(&handle), Due::Snapshot);
+    assert_eq!(fixture.dispatcher.take(&handle), Due::Snapshot(None));
     fixture.follow(&handle, &mut replica);
     assert_eq!((replica.table().revision, replica.table().peers.len()), (newest, 1));
     fixture.endpoint(14, 2).await;
@@ -274,4 +279,59 @@ async fn a_bookmark_finds_what_an_agent_has_wrong_and_a_part_mends_it() {
     assert_eq!((part.endpoints.len(), part.peers.len()), (3, 0), "of that scope only");
     replica.handle_snapshot(part).unwrap();
     assert_eq!(replica.handle_bookmark(position, &digests), Ok(BTreeSet::new()));
+}
+
+fn epochs_of(replica: &Replica, peer: u128) -> Vec<u32> {
+    let peer = &replica.table().peers[&NodeId::from_u128(peer)];
+    peer.psks.iter().map(|psk| psk.epoch).collect()
+}
+
+#[tokio::test]
+async fn new_keys_come_as_one_snapshot_of_the_peers_before_anything_newer() {
+    let fixture = Fixture::new().await;
+    let (handle, mut replica) = fixture.open(1);
+    fixture.endpoint(11, 1).await;
+    fixture.endpoint(12, 2).await;
+    fixture.follow(&handle, &mut replica);
+    assert_eq!(epochs_of(&replica, 2), [1]);
+    let node =
+        |id| Command::SetNodeStatus { node: NodeId::from_u128(id), status: NodeStatus::Ready };
+    fixture.apply(node(1)).await;
+    let lacks = |revision| fixture.log.read(|state| fixture.dispatcher.lacks_keys(state, revision));
+
+    let secret = fixture.dispatcher.trust.draw_secret().unwrap();
+    let rotated = fixture.apply(Command::RotateSecret { secret: secret.clone() }).await;
+    let peers = Some(BTreeSet::from([ScopeId::Peers]));
+    assert_eq!(fixture.dispatcher.take(&handle), Due::Snapshot(peers));
+    assert_eq!(fixture.dispatcher.take_bookmark(&handle), None, "keys are due first");
+    fixture.dispatcher.handle_acknowledged(&handle, rotated);
+    assert!(lacks(rotated), "nothing was sent yet");
+    fixture.follow(&handle, &mut replica);
+    assert_eq!((epochs_of(&replica, 2), replica.table().revision), (vec![2, 1], rotated));
+    assert!(!lacks(rotated));
+    let refused = fixture.log.propose(Command::RotateSecret { secret }).await.unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the cluster secret has a successor already; wait until all nodes have its keys"
+    );
+
+    // What changes beside comes with it, and the digests agree.
+    fixture.apply(Command::DropOlderSecret { epoch: 1 }).await;
+    fixture.endpoint(13, 3).await;
+    fixture.follow(&handle, &mut replica);
+    assert_eq!((epochs_of(&replica, 2), epochs_of(&replica, 3)), (vec![2], vec![2]));
+    fixture.endpoint(14, 2).await;
+    fixture.follow(&handle, &mut replica);
+    let (position, digests) = fixture.dispatcher.take_bookmark(&handle).unwrap();
+    assert_eq!(replica.handle_bookmark(position, &digests), Ok(BTreeSet::new()));
+    let before = fixture.apply(Command::DropOlderSecret { epoch: 1 }).await;
+    assert_eq!(fixture.dispatcher.take(&handle), Due::Nothing, "it was dropped before {before}");
+
+    // A node that is ready and not connected may lack them; one that is down does not count.
+    fixture.apply(node(2)).await;
+    fixture.dispatcher.handle_acknowledged(&handle, u64::MAX);
+    assert!(lacks(rotated));
+    let down = Command::SetNodeStatus { node: NodeId::from_u128(2), status: NodeStatus::Down };
+    fixture.apply(down).await;
+    assert!(!lacks(rotated));
 }

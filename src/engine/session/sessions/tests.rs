@@ -435,3 +435,53 @@ fn foreign_kinds_and_versions_have_their_reasons() {
         assert_eq!(result, Err(reason));
     }
 }
+
+/// Tells a side the keys of which epochs hold, the newest first.
+fn tell(side: &mut Side, other: u8, epochs: &[u32], now: Moment) {
+    let key = |epoch: u32| [u8::try_from(epoch).unwrap() + 6; 32];
+    let psks = epochs.iter().map(|epoch| Psk { epoch: *epoch, key: key(*epoch) }).collect();
+    side.sessions.handle_table(vec![(Peer { psks, ..peer(other, 7) }, side.link.clone())], now);
+}
+
+#[test]
+fn rotating_the_pairs_key_loses_nothing_whoever_hears_of_it_first() {
+    for a_first in [true, false] {
+        let mut pair = Pair::new();
+        pair.demand();
+        pair.settle();
+        let (mut renewals, mut refused) = (0, 0);
+        let mut created = pair.a.key().unwrap().created();
+        for second in 0..400 {
+            let now = pair.now;
+            let (a, b): (&[u32], &[u32]) = match (second, a_first) {
+                (0..150, true) => (&[2, 1], &[1]),
+                (0..150, false) => (&[1], &[2, 1]),
+                (150..200, _) => (&[2, 1], &[2, 1]),
+                (200..300, true) => (&[2], &[2, 1]),
+                (200..300, false) => (&[2, 1], &[2]),
+                (_, _) => (&[2], &[2]),
+            };
+            tell(&mut pair.a, 2, a, now);
+            tell(&mut pair.b, 1, b, now);
+            pair.step(Duration::from_secs(1));
+            loop {
+                let (from_a, from_b) = (pair.a.drain(), pair.b.drain());
+                if from_a.is_empty() && from_b.is_empty() {
+                    break;
+                }
+                let to_b = from_a.into_iter().map(|sent| pair.b.receive(sent, 1, pair.now));
+                let to_a = from_b.into_iter().map(|sent| pair.a.receive(sent, 2, pair.now));
+                for error in to_b.chain(to_a).filter_map(Result::err) {
+                    assert_eq!(error, DropReason::HandshakeInvalid);
+                    refused += 1;
+                }
+            }
+            assert!(pair.send_a(b"x").is_ok() && pair.send_b(b"y").is_ok(), "second {second}");
+            let newest = pair.a.key().unwrap().created();
+            renewals += usize::from(newest != created);
+            created = newest;
+        }
+        assert_eq!(renewals, 3, "every 120 s");
+        assert_eq!(refused, usize::from(a_first), "an epoch that the other side has not yet");
+    }
+}
