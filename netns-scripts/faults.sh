@@ -11,7 +11,6 @@ oc 1 network create blue --subnet 10.9.0.0/24 >"$WORK/create.out"
 container 3 c3 blue
 for n in 1 2 3 4 5 6; do netns e$n; done
 agent=$(pgrep -f "$WORK/n2/state")
-connected() { [ "$(oc "$1" info --json | json 'd["manager"]["connected"]')" = True ]; }
 # ended in the middle of six attachments: those that were answered stand, the others are wholly there or
 # wholly gone
 agree() {

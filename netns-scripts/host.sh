@@ -20,8 +20,7 @@ agent=$(pgrep -f "$WORK/n1/state")
 kill -KILL "$agent"
 wait_until 5 gone "$agent"
 start 1
-connected() { [ "$(oc 1 info --json | json 'd["manager"]["connected"]')" = True ]; }
-wait_until 10 connected
+wait_until 10 connected 1
 ping_from n1 "$(address c2 4)"
 oc 1 detach host1 >"$WORK/detach.out"
 assert_eq "$(ip_in n1 -o link show | grep -c ovl-blue || true)" 0 "the interface after detach"

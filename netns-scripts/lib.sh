@@ -146,6 +146,8 @@ cluster() {
     for n in $(seq 2 "$nodes"); do join "$n" >"$WORK/join.out"; done
 }
 
+connected() { [ "$(oc "$1" info --json | json 'd["manager"]["connected"]')" = True ]; }
+
 # container NODE NAME NETWORK [FLAG...]: a namespace with an interface on the network
 container() {
     local n=$1 name=$2 network=$3; shift 3
@@ -167,6 +169,56 @@ transfer() {
     serve "$2" "$WORK/tcp.out" python3 "$TOOLS/net.py" tcp-serve "$3" 5001
     net "$1" tcp-send "$3" 5001 "$4" ${5:+"$5"} || die "TCP from $1 to $3"
     end "$PID"
+}
+
+# --- traffic that goes on ----------------------------------------------------------------------
+
+# talk FROM TO: one small TCP exchange after the other until the script ends, counted in $WORK/said;
+# sets PID
+talk() {
+    local addr
+    addr=$(address "$2" 4)
+    serve "$2" "$WORK/echo.out" python3 "$TOOLS/net.py" tcp-echo "$addr" 5001
+    serve "$1" "$WORK/talk.out" python3 "$TOOLS/net.py" tcp-talk "$addr" 5001 0.01 "$WORK/said"
+}
+
+count() { cat "$1" 2>/dev/null || echo 0; }
+more_than() { [ "$(count "$1")" -gt "$2" ]; }
+
+LONGEST_MS=0
+# moved: another exchange is made; LONGEST_MS is the longest that one took to come
+moved() {
+    local said start took
+    said=$(count "$WORK/said") start=$(date +%s%3N)
+    wait_until 5 more_than "$WORK/said" "$said"
+    took=$(($(date +%s%3N) - start))
+    [ $took -le $LONGEST_MS ] || LONGEST_MS=$took
+}
+
+# bulk FROM TO: iperf3 as fast as it goes until the script ends; sets PID
+bulk() {
+    local addr
+    addr=$(address "$2" 4)
+    background "$2" "$WORK/iperf3-server.out" iperf3 -s -B "$addr" --forceflush
+    wait_until 10 grep -q "Server listening" "$WORK/iperf3-server.out"
+    background "$1" "$WORK/iperf3.out" iperf3 -c "$addr" -C cubic -t 86400 -i 1 --forceflush
+    wait_until 10 grep -q "bits/sec" "$WORK/iperf3.out"
+}
+
+# write_on NODE NETWORK: makes and removes networks on node 1, and endpoints of four namespaces on NODE,
+# until end_writer; sets PID
+write_on() {
+    local name namespaces=()
+    for name in e1 e2 e3 e4; do netns $name; namespaces+=("$(full $name)"); done
+    serve "n$1" "$WORK/writer.out" python3 "$TOOLS/writer.py" "$BIN/overlayctl" "$(socket 1)" "$(socket "$1")" \
+        "$2" "$WORK/stop" "${namespaces[@]}"
+}
+
+# end_writer PID: sets WROTE to what it says of all that was acknowledged
+end_writer() {
+    touch "$WORK/stop"
+    wait_until 30 gone "$1"
+    WROTE=$(tail -n 1 "$WORK/writer.out")
 }
 
 # --- captures ----------------------------------------------------------------------------------

@@ -12,24 +12,9 @@ cluster 3
 oc 1 network create blue --subnet 10.9.0.0/24 >"$WORK/create.out"
 container 2 c1 blue
 container 3 c2 blue
-for name in e1 e2 e3 e4; do netns $name; done
-b=$(address c2 4)
-serve c2 "$WORK/echo.out" python3 "$TOOLS/net.py" tcp-echo "$b" 5001
-serve c1 "$WORK/talk.out" python3 "$TOOLS/net.py" tcp-talk "$b" 5001 0.01 "$WORK/said"
-serve n2 "$WORK/writer.out" python3 "$TOOLS/writer.py" "$BIN/overlayctl" "$(socket 1)" "$(socket 2)" blue "$WORK/stop" \
-    "$(full e1)" "$(full e2)" "$(full e3)" "$(full e4)"
+talk c1 c2
+write_on 2 blue
 writer=$PID
-count() { cat "$1" 2>/dev/null || echo 0; }
-more_than() { [ "$(count "$1")" -gt "$2" ]; }
-longest_ms=0
-moved() {
-    local said start took
-    said=$(count "$WORK/said") start=$(date +%s%3N)
-    wait_until 5 more_than "$WORK/said" "$said"
-    took=$(($(date +%s%3N) - start))
-    [ $took -le $longest_ms ] || longest_ms=$took
-}
-connected() { [ "$(oc "$1" info --json | json 'd["manager"]["connected"]')" = True ]; }
 manager=$(pgrep -f "$WORK/n1/state")
 for round in $(seq "$rounds"); do
     moved
@@ -41,11 +26,9 @@ for round in $(seq "$rounds"); do
     moved
     for n in 1 2 3; do wait_until 10 connected $n; done
 done
-touch "$WORK/stop"
-wait_until 30 gone "$writer"
-said=$(tail -n 1 "$WORK/writer.out")
-assert_match "$said" '"lost": \[\], "twice": \[\]' "what the writer found"
-say "$rounds kills of the manager: $said; no pause of the traffic above $longest_ms ms"
+end_writer "$writer"
+assert_match "$WROTE" '"lost": \[\], "twice": \[\]' "what the writer found"
+say "$rounds kills of the manager: $WROTE; no pause of the traffic above $LONGEST_MS ms"
 
 # A new container gets an address that nobody has, after all of this.
 container 3 last blue

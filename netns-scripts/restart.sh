@@ -17,14 +17,11 @@ b=$(address c2 4)
 pid_of() { cat "$WORK/n$1/pid"; }
 for n in 2 3; do end "$(pgrep -f "$WORK/n$n/state")"; start "$n"; echo "$PID" >"$WORK/n$n/pid"; done
 
-serve c2 "$WORK/echo.out" python3 "$TOOLS/net.py" tcp-echo "$b" 5001
+talk c1 c2
 serve c2 "$WORK/sink.out" python3 "$TOOLS/net.py" udp-count "$b" 5003 "$WORK/heard"
-serve c1 "$WORK/busy.out" python3 "$TOOLS/net.py" tcp-talk "$b" 5001 0.01 "$WORK/said"
 serve c1 "$WORK/idle.out" python3 "$TOOLS/net.py" tcp-talk "$b" 5001 1000 "$WORK/idle" "$WORK/wake"
 background c1 "$WORK/flow.out" python3 "$TOOLS/net.py" udp-flow "$b" 5003 0.005
 
-count() { cat "$1" 2>/dev/null || echo 0; }
-more_than() { [ "$(count "$1")" -gt "$2" ]; }
 # restarted NODE...: killed together, started again together
 restarted() {
     local n

@@ -50,7 +50,7 @@ impl Shared {
             let note = Command::NoteCertified { node: node.id, rotations };
             self.log.propose(note).await.map_err(status::of_proposal)?;
         }
-        let issued = authority.issue(node.id, node.role, key, self.certificate_life);
+        let issued = authority.issue(node.id, node.role, key, self.settings.certificate_life);
         let certificate = issued.map_err(status::of_failure)?.to_vec();
         let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
         Ok(Certified { certificate, roots })

@@ -40,7 +40,7 @@ impl proto::membership_server::Membership for Membership {
         let drawn = drawn.map_err(|_| Status::internal("no challenge could be drawn"))?;
         Ok(Response::new(ChallengeResponse {
             challenge: drawn.public().to_vec(),
-            cluster_id: self.shared.cluster.to_vec(),
+            cluster_id: self.shared.settings.cluster.to_vec(),
         }))
     }
 
@@ -55,7 +55,7 @@ impl proto::membership_server::Membership for Membership {
                 "the session key is not proven to be this host's; join with the overlayd of this host",
             ));
         }
-        let register = registration(request, role, self.shared.data_port, token)?;
+        let register = registration(request, role, self.shared.settings.data_port, token)?;
         // What is refused anyhow need not go through the log.
         let check = |state: &State| state.check_token(&register.token, &register.node);
         self.shared.log.read(check).map_err(status::of_refusal)?;
@@ -71,11 +71,11 @@ impl proto::membership_server::Membership for Membership {
         let mut certified = self.shared.certify(&node, key).await?;
         info!(node = %node.name, id = %node.id, "node joined");
         Ok(Response::new(JoinResponse {
-            cluster_id: self.shared.cluster.to_vec(),
+            cluster_id: self.shared.settings.cluster.to_vec(),
             node: Some((&node).into()),
             certificate: certified.certificate,
             root: certified.roots.swap_remove(0),
-            data_port: self.shared.data_port.into(),
+            data_port: self.shared.settings.data_port.into(),
         }))
     }
 
@@ -132,7 +132,8 @@ impl Membership {
         let challenge = caller.challenge();
         let challenge = challenge
             .ok_or_else(|| Status::failed_precondition("ask for a challenge of this connection"))?;
-        let statement = Statement { purpose, cluster: &self.shared.cluster, certificate_key };
+        let statement =
+            Statement { purpose, cluster: &self.shared.settings.cluster, certificate_key };
         let proven = challenge.verify(&statement, public_key, proof).is_ok();
         if !proven {
             self.shared.admission.note_wrong(caller.addr.ip(), Instant::now());

@@ -78,17 +78,22 @@ pub struct Manager {
     stop: oneshot::Sender<()>,
 }
 
+/// What a cluster is founded with, and keeps.
+struct Settings {
+    cluster: [u8; 16],
+    data_port: u16,
+    /// How long certificates of nodes are valid.
+    certificate_life: Duration,
+}
+
 /// What the services of a manager have in common.
 struct Shared {
     /// The manager's part of the state folder.
     folder: PathBuf,
-    cluster: [u8; 16],
+    settings: Settings,
     /// The node that this manager runs on.
     node: NodeId,
     advertise_addr: SocketAddr,
-    data_port: u16,
-    /// How long certificates of nodes are valid.
-    certificate_life: Duration,
     trust: Arc<Trust>,
     dispatcher: Arc<Dispatcher>,
     log: Log,
@@ -155,23 +160,8 @@ impl Manager {
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
-        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
-        let recovery = log.read(Recovery::new);
-        let shared = Arc::new(Shared {
-            folder: folder.to_owned(),
-            cluster,
-            node: node.id,
-            advertise_addr: node.advertise_addr,
-            data_port: founding.data_port,
-            certificate_life: life,
-            trust,
-            dispatcher,
-            log,
-            admission: Arc::default(),
-            sessions: Mutex::default(),
-            watch,
-            recovery,
-        });
+        let settings = Settings { cluster, data_port: founding.data_port, certificate_life: life };
+        let shared = Shared::new(folder.to_owned(), settings, &node, trust, dispatcher, log);
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, tls), founded))
@@ -242,23 +232,8 @@ impl Manager {
         dispatcher.adopt(file.state());
         let log = start_log(file, dispatcher.clone())?;
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
-        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
-        let recovery = log.read(Recovery::new);
-        let shared = Arc::new(Shared {
-            folder,
-            cluster,
-            node: node.id,
-            advertise_addr: node.advertise_addr,
-            data_port,
-            certificate_life: life,
-            trust,
-            dispatcher,
-            log,
-            admission: Arc::default(),
-            sessions: Mutex::default(),
-            watch,
-            recovery,
-        });
+        let settings = Settings { cluster, data_port, certificate_life: life };
+        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log);
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
         Ok((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr }))
@@ -336,6 +311,31 @@ impl Manager {
 }
 
 impl Shared {
+    fn new(
+        folder: PathBuf,
+        settings: Settings,
+        node: &Node,
+        trust: Arc<Trust>,
+        dispatcher: Arc<Dispatcher>,
+        log: Log,
+    ) -> Arc<Self> {
+        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
+        let recovery = log.read(Recovery::new);
+        Arc::new(Self {
+            folder,
+            settings,
+            node: node.id,
+            advertise_addr: node.advertise_addr,
+            trust,
+            dispatcher,
+            log,
+            admission: Arc::default(),
+            sessions: Mutex::default(),
+            watch,
+            recovery,
+        })
+    }
+
     /// Returns the calling node as the state has it now.
     fn member<T>(&self, request: &Request<T>) -> Result<Node, Status> {
         let caller = caller_of(request)?;

@@ -26,17 +26,20 @@ pub const TESTS: &[&str] = &["ethtool", "python3", "cc"];
 /// has no package of its own.
 pub const DOCKER: [&[&str]; 2] = [&["dockerd", "busybox"], &["docker"]];
 
+/// What the long runs need besides the tests' programs.
+pub const PROVE: &[&str] = &["iperf3"];
+
 /// A package manager: its program, how it refreshes and installs, its names of our programs' packages.
 struct Manager {
     program: &'static str,
     refresh: Option<&'static str>,
     install: &'static str,
-    packages: [&'static str; 9],
+    packages: [&'static str; 10],
 }
 
 /// The programs, in the order of `Manager::packages`; those of util-linux share the last column.
-const PROGRAMS: [&str; 8] =
-    ["ip", "ethtool", "ping", "python3", "cc", "dockerd", "docker", "busybox"];
+const PROGRAMS: [&str; 9] =
+    ["ip", "ethtool", "ping", "python3", "cc", "dockerd", "docker", "busybox", "iperf3"];
 
 const MANAGERS: [Manager; 5] = [
     Manager {
@@ -52,6 +55,7 @@ const MANAGERS: [Manager; 5] = [
             "docker.io",
             "docker-cli",
             "busybox-static",
+            "iperf3",
             "util-linux",
         ],
     },
@@ -68,6 +72,7 @@ const MANAGERS: [Manager; 5] = [
             "moby-engine",
             "docker-cli",
             "busybox",
+            "iperf3",
             "util-linux",
         ],
     },
@@ -84,6 +89,7 @@ const MANAGERS: [Manager; 5] = [
             "docker",
             "docker",
             "busybox-static",
+            "iperf",
             "util-linux",
         ],
     },
@@ -100,6 +106,7 @@ const MANAGERS: [Manager; 5] = [
             "docker",
             "docker",
             "busybox",
+            "iperf3",
             "util-linux",
         ],
     },
@@ -116,6 +123,7 @@ const MANAGERS: [Manager; 5] = [
             "docker-engine",
             "docker-cli",
             "busybox-static",
+            "iperf3",
             "util-linux",
         ],
     },
@@ -211,7 +219,7 @@ mod tests {
     #[test]
     fn every_needed_program_has_its_package() {
         for manager in &MANAGERS {
-            for program in LAB.iter().chain(TESTS).chain(DOCKER.concat().iter()) {
+            for program in LAB.iter().chain(TESTS).chain(PROVE).chain(DOCKER.concat().iter()) {
                 let package = manager.package(program);
                 let expected_shared = !PROGRAMS.contains(program);
                 assert_eq!(package == "util-linux", expected_shared, "{program}");

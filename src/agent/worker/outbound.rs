@@ -8,7 +8,7 @@
 //!    the end of the segment that was sealed before;
 //! 5. one `sendmsg` for the run.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{Worker, staging::Staged};
 use crate::{
@@ -19,9 +19,9 @@ use crate::{
             fragment::{self, Pieces},
             mss,
             offload::{self, Segmentation},
-            segment::{self, MAX_HEADER, Segments},
+            segment::{self, MAX_HEADER, Packets},
         },
-        session::SendKey,
+        session::{Link, SendKey},
     },
     io::tun::Framing,
     types::{DropReason, PacketsBytes, Vni},
@@ -40,6 +40,17 @@ pub(super) struct Outbound {
     pub(super) inner: Inner,
     pub(super) checksum: Checksum,
     pub(super) segmentation: Segmentation,
+}
+
+/// How one packet, and all that it becomes, leaves.
+struct Way<'a> {
+    link: &'a Arc<Link>,
+    key: &'a SendKey,
+    /// The worker's lane: its place here, and its number on the wire.
+    place: usize,
+    lane: u8,
+    counter: u64,
+    prefix: [u8; PREFIX_LEN],
 }
 
 impl Worker {
@@ -130,40 +141,19 @@ impl Worker {
         let count = packet_count(&outbound);
         let place = (inner.flow_hash() % self.lanes.len() as u64) as usize;
         let lane = self.lanes[place].number;
-        let Ok(mut counter) = key.reserve(lane, count.packets, self.now) else {
+        let Ok(counter) = key.reserve(lane, count.packets, self.now) else {
             return self.stage(port, link.peer(), start, end);
         };
+        let mut way = Way { link, key: &key, place, lane, counter, prefix };
         let mut template = [0; MAX_HEADER];
         let packet = &self.outbound[ROOM..end];
-        let mut segments = Segments::new(&mut template, packet, inner, outbound.segmentation);
-        loop {
-            let range = match &mut segments {
-                Some(segments) => match segments.next(&mut self.outbound[ROOM..end]) {
-                    Some(range) => ROOM + range.start..ROOM + range.end,
-                    None => break,
-                },
-                None => ROOM..end,
-            };
-            let from = range.start - PREFIX_LEN;
-            self.outbound[from..range.start].copy_from_slice(&prefix);
-            let len = range.len() + OVERHEAD;
-            let room = self.run.room(link, place, len, &self.lanes, self.index);
-            match key.seal(lane, counter, &self.outbound[from..range.end], room) {
-                Ok(()) => {
-                    let carried = PacketsBytes { packets: 1, bytes: range.len() as u64 };
-                    self.run.commit(len, carried);
-                }
-                Err(_) => link.counters(self.index).dropped(DropReason::SendFailed, 1),
-            }
-            counter += 1;
-            if segments.is_none() {
-                break;
-            }
+        let mut packets = Packets::new(&mut template, packet, inner, outbound.segmentation);
+        while let Some(packet) = packets.next(&mut self.outbound[ROOM..end]) {
+            let packet = ROOM + packet.start..ROOM + packet.end;
+            let carried = PacketsBytes { packets: 1, bytes: packet.len() as u64 };
+            self.seal(&mut way, packet, carried);
         }
-        port.sent(self.index, count);
-        if link.note_sent(self.now) {
-            self.tell_active(link);
-        }
+        self.sent(port, link, count);
     }
 
     /// Sends a packet, or every packet of a super-packet, in pieces that the path carries.
@@ -185,46 +175,48 @@ impl Worker {
         let longest = u64::from(segment::longest(inner, outbound.segmentation));
         let count = packet_count(&outbound);
         let most = count.packets * longest.div_ceil(step as u64);
-        let Ok(mut counter) = key.reserve(lane, most, self.now) else {
+        let Ok(counter) = key.reserve(lane, most, self.now) else {
             return self.stage(port, link.peer(), start, end);
         };
         let family = if inner.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
         let prefix = Prefix { vni, next: NextProtocol::Fragment }.emit();
+        let mut way = Way { link, key, place, lane, counter, prefix };
         let mut template = [0; MAX_HEADER];
         let packet = &self.outbound[ROOM..end];
-        let mut segments = Segments::new(&mut template, packet, inner, outbound.segmentation);
-        loop {
-            let range = match &mut segments {
-                Some(segments) => match segments.next(&mut self.outbound[ROOM..end]) {
-                    Some(range) => ROOM + range.start..ROOM + range.end,
-                    None => break,
-                },
-                None => ROOM..end,
-            };
-            let packet = &mut self.outbound[range.clone()];
+        let mut packets = Packets::new(&mut template, packet, inner, outbound.segmentation);
+        while let Some(packet) = packets.next(&mut self.outbound[ROOM..end]) {
+            let packet = ROOM + packet.start..ROOM + packet.end;
+            let bytes = &mut self.outbound[packet.clone()];
             if outbound.checksum == Checksum::Partial
-                && let Ok(inner) = Inner::parse(packet)
+                && let Ok(inner) = Inner::parse(bytes)
             {
-                checksum::complete(packet, &inner);
+                checksum::complete(bytes, &inner);
             }
-            let mut carried = PacketsBytes { packets: 1, bytes: range.len() as u64 };
-            let mut pieces = Pieces::new(range, step, self.fragment_id(), family);
+            // The first piece counts for the packet.
+            let mut carried = PacketsBytes { packets: 1, bytes: packet.len() as u64 };
+            let mut pieces = Pieces::new(packet, step, self.fragment_id(), family);
             while let Some(piece) = pieces.next(&mut self.outbound) {
-                let from = piece.start - PREFIX_LEN;
-                self.outbound[from..piece.start].copy_from_slice(&prefix);
-                let len = piece.len() + OVERHEAD;
-                let room = self.run.room(link, place, len, &self.lanes, self.index);
-                match key.seal(lane, counter, &self.outbound[from..piece.end], room) {
-                    // The first piece counts for the packet.
-                    Ok(()) => self.run.commit(len, std::mem::take(&mut carried)),
-                    Err(_) => link.counters(self.index).dropped(DropReason::SendFailed, 1),
-                }
-                counter += 1;
-            }
-            if segments.is_none() {
-                break;
+                self.seal(&mut way, piece, std::mem::take(&mut carried));
             }
         }
+        self.sent(port, link, count);
+    }
+
+    /// Seals what lies at `range`, its prefix stamped in front of it, into the run.
+    #[inline]
+    fn seal(&mut self, way: &mut Way<'_>, range: Range<usize>, carried: PacketsBytes) {
+        let from = range.start - PREFIX_LEN;
+        self.outbound[from..range.start].copy_from_slice(&way.prefix);
+        let len = range.len() + OVERHEAD;
+        let room = self.run.room(way.link, way.place, len, &self.lanes, self.index);
+        match way.key.seal(way.lane, way.counter, &self.outbound[from..range.end], room) {
+            Ok(()) => self.run.commit(len, carried),
+            Err(_) => way.link.counters(self.index).dropped(DropReason::SendFailed, 1),
+        }
+        way.counter += 1;
+    }
+
+    fn sent(&mut self, port: &Port, link: &Arc<Link>, count: PacketsBytes) {
         port.sent(self.index, count);
         if link.note_sent(self.now) {
             self.tell_active(link);

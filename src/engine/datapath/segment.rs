@@ -143,6 +143,35 @@ impl<'a> Segments<'a> {
     }
 }
 
+/// The packets that a packet becomes: its segments, or itself.
+pub struct Packets<'a> {
+    segments: Option<Segments<'a>>,
+    whole: Option<Range<usize>>,
+}
+
+impl<'a> Packets<'a> {
+    /// Prepares to take `packet` apart, as [`Segments::new`] does.
+    pub fn new(
+        template: &'a mut [u8; MAX_HEADER],
+        packet: &[u8],
+        inner: &Inner,
+        segmentation: Segmentation,
+    ) -> Self {
+        let segments = Segments::new(template, packet, inner, segmentation);
+        let whole = segments.is_none().then_some(0..packet.len());
+        Self { segments, whole }
+    }
+
+    /// Where the next packet lies, its header in front of its payload.
+    #[inline]
+    pub fn next(&mut self, packet: &mut [u8]) -> Option<Range<usize>> {
+        match &mut self.segments {
+            Some(segments) => segments.next(packet),
+            None => self.whole.take(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};

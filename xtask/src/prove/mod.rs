@@ -36,6 +36,7 @@ const PROOFS: &[Proof] = &[
         "power cuts at 1,000 points of a workload lose no acknowledged write",
         powercut::run,
     ),
+    ("trust", "certificates, token and root change under iperf3 and a writer", scripts::trust),
 ];
 
 /// Runs one, or lists all.
