@@ -6,11 +6,15 @@
 #   e1 ... e6 --- n2 ===underlay=== n3 --- c3        network blue; n1 is the manager
 . "$(dirname "$0")/lib.sh"
 
+# As a shell gives them; the daemons take what the system permits.
+ulimit -Sn 512
 cluster 3
 oc 1 network create blue --subnet 10.9.0.0/24 >"$WORK/create.out"
 container 3 c3 blue
 for n in 1 2 3 4 5 6; do netns e$n; done
 agent=$(pgrep -f "$WORK/n2/state")
+descriptors() { awk '/^Max open files/ { print ($4 == $5 && $4 > 512) }' "/proc/$1/limits"; }
+assert_eq "$(descriptors "$agent")" 1 "the agent's limit of descriptors is the highest permitted"
 # ended in the middle of six attachments: those that were answered stand, the others are wholly there or
 # wholly gone
 agree() {

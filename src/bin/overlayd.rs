@@ -13,12 +13,13 @@ use overlay::{
     config::{Flags, Settings},
     manager::Manager,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::{Level, info, level_filters::LevelFilter};
+use tracing::{Level, info, level_filters::LevelFilter, warn};
 use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let flags = Flags::parse();
     let started = Settings::read(flags, |name| env::var(name).ok()).and_then(|settings| {
         start_log(settings.log);
+        raise_descriptor_limit();
         Runtime::new().context("start the runtime")?.block_on(run(settings))
     });
     match started {
@@ -35,6 +37,16 @@ fn main() -> ExitCode {
             eprintln!("overlayd: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Every endpoint and every agent of a manager takes descriptors: shells give few of those that the
+/// system permits.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
 }
 

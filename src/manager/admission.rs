@@ -1,5 +1,6 @@
-//! Bounds what hosts without a certificate can make a manager do: how many connections they hold
-//! at once, together and from one address, and how often they try tokens and keys.
+//! Bounds what hosts without a certificate can make a manager do: how many connections they hold and
+//! how many handshakes they are in at once, together and from one address, and how often they try
+//! tokens and keys.
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +9,34 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 /// The bounds and what stands against them.
-#[derive(Default)]
 pub struct Admission {
     counts: Mutex<Counts>,
+    /// Handshakes of all sources.
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Default)]
 struct Counts {
-    connections: usize,
-    by_source: BTreeMap<IpAddr, usize>,
+    all: Connections,
+    by_source: BTreeMap<IpAddr, Source>,
     wrong: BTreeMap<IpAddr, Wrong>,
+}
+
+struct Source {
+    connections: Connections,
+    turns: Arc<Semaphore>,
+}
+
+/// How many there are that showed no certificate.
+#[derive(Clone, Copy, Default)]
+struct Connections {
+    /// All of them: waiting for their turn, in their handshake, or past it.
+    held: usize,
+    /// Past the handshake, in which they showed none.
+    unknown: usize,
 }
 
 struct Wrong {
@@ -30,6 +48,20 @@ struct Wrong {
 pub struct Admitted {
     admission: Arc<Admission>,
     source: IpAddr,
+    turns: Arc<Semaphore>,
+    is_unknown: bool,
+}
+
+/// The right to spend the manager's time and memory on one handshake.
+pub struct Turn {
+    _of_source: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { counts: Mutex::default(), turns: Arc::new(Semaphore::new(MAX_HANDSHAKES)) }
+    }
 }
 
 impl Admission {
@@ -37,13 +69,20 @@ impl Admission {
     pub fn admit(self: &Arc<Self>, source: IpAddr) -> Option<Admitted> {
         let source = source_of(source);
         let mut counts = self.locked();
-        let of_source = counts.by_source.get(&source).copied().unwrap_or(0);
-        if counts.connections >= MAX_CONNECTIONS || of_source >= MAX_OF_SOURCE {
+        if counts.all.held >= MAX_HELD {
             return None;
         }
-        counts.connections += 1;
-        counts.by_source.insert(source, of_source + 1);
-        Some(Admitted { admission: self.clone(), source })
+        let of_source = counts.by_source.entry(source).or_insert_with(|| Source {
+            connections: Connections::default(),
+            turns: Arc::new(Semaphore::new(MAX_HANDSHAKES_OF_SOURCE)),
+        });
+        if of_source.connections.held >= MAX_HELD_OF_SOURCE {
+            return None;
+        }
+        of_source.connections.held += 1;
+        let turns = of_source.turns.clone();
+        counts.all.held += 1;
+        Some(Admitted { admission: self.clone(), source, turns, is_unknown: false })
     }
 
     /// Tells whether a source may try a token or a key.
@@ -76,15 +115,45 @@ impl Admission {
     }
 }
 
+impl Admitted {
+    /// Waits for the turn to shake hands: in the order of coming among those of the source, then among
+    /// all. So nodes that all come back at once are served one after the other, not turned away. Never
+    /// `None`, for nobody closes the semaphores.
+    pub async fn turn(&self) -> Option<Turn> {
+        let _of_source = self.turns.clone().acquire_owned().await.ok()?;
+        let _of_all = self.admission.turns.clone().acquire_owned().await.ok()?;
+        Some(Turn { _of_source, _of_all })
+    }
+
+    /// Lets the connection stay past its handshake, in which it showed no certificate, unless too many
+    /// do.
+    pub fn stay(mut self) -> Option<Self> {
+        let mut counts = self.admission.locked();
+        let all_unknown = counts.all.unknown;
+        let of_source = counts.by_source.get_mut(&self.source)?;
+        if all_unknown >= MAX_UNKNOWN || of_source.connections.unknown >= MAX_UNKNOWN_OF_SOURCE {
+            return None;
+        }
+        of_source.connections.unknown += 1;
+        counts.all.unknown += 1;
+        drop(counts);
+        self.is_unknown = true;
+        Some(self)
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.locked();
-        counts.connections -= 1;
-        let left = counts.by_source.get_mut(&self.source).map_or(0, |count| {
-            *count -= 1;
-            *count
-        });
-        if left == 0 {
+        let give_back = |connections: &mut Connections| {
+            connections.held -= 1;
+            connections.unknown -= usize::from(self.is_unknown);
+            connections.held
+        };
+        give_back(&mut counts.all);
+        let left =
+            counts.by_source.get_mut(&self.source).map(|source| give_back(&mut source.connections));
+        if left == Some(0) {
             counts.by_source.remove(&self.source);
         }
     }
@@ -98,38 +167,90 @@ fn source_of(addr: IpAddr) -> IpAddr {
     }
 }
 
+/// What waits costs a descriptor and the kernel's buffers.
+const MAX_HELD: usize = 4096;
+/// Nodes of one machine, or behind one address translator, come back together.
+const MAX_HELD_OF_SOURCE: usize = 2048;
 /// A handshake needs some 50 KB; all of them together stay below 16 MB.
-const MAX_CONNECTIONS: usize = 256;
-/// Hosts behind one address translator start together.
-const MAX_OF_SOURCE: usize = 64;
+const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES_OF_SOURCE: usize = 64;
+/// Hosts that join, beside those that shake hands.
+const MAX_UNKNOWN: usize = 256;
+const MAX_UNKNOWN_OF_SOURCE: usize = 64;
 const MAX_WRONG: u32 = 10;
 const PENALTY: Duration = Duration::from_secs(60);
 const MAX_NOTED: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    fn admitted(
+        admission: &Arc<Admission>,
+        most: usize,
+        source: impl Fn(usize) -> IpAddr,
+    ) -> Vec<Admitted> {
+        (0..most).map_while(|n| admission.admit(source(n))).collect()
+    }
 
     #[test]
     fn one_source_does_not_take_all_connections() {
         let admission = Arc::new(Admission::default());
-        let source = "192.0.2.1".parse().unwrap();
-        let held: Vec<_> = (0..MAX_OF_SOURCE).filter_map(|_| admission.admit(source)).collect();
-        assert_eq!(held.len(), MAX_OF_SOURCE);
-        assert!(admission.admit(source).is_none());
+        let held = admitted(&admission, MAX_HELD, |_| SOURCE);
+        assert_eq!(held.len(), MAX_HELD_OF_SOURCE);
         assert!(admission.admit("::ffff:192.0.2.1".parse().unwrap()).is_none(), "the same host");
         assert!(admission.admit("192.0.2.2".parse().unwrap()).is_some());
         drop(held);
-        assert!(admission.admit(source).is_some());
+        assert!(admission.admit(SOURCE).is_some());
         assert!(admission.locked().by_source.is_empty());
     }
 
     #[test]
     fn all_sources_together_are_bounded() {
         let admission = Arc::new(Admission::default());
-        let source = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n % 200).unwrap()]);
-        let held: Vec<_> = (0..1000).filter_map(|n| admission.admit(source(n))).collect();
-        assert_eq!(held.len(), MAX_CONNECTIONS);
+        let held = admitted(&admission, 2 * MAX_HELD, |n| [10, 0, 0, (n % 200) as u8].into());
+        assert_eq!(held.len(), MAX_HELD);
+    }
+
+    #[tokio::test]
+    async fn handshakes_of_one_source_wait_for_each_other_and_not_those_of_another() {
+        let admission = Arc::new(Admission::default());
+        let held = admitted(&admission, MAX_HANDSHAKES_OF_SOURCE + 1, |_| SOURCE);
+        let (last, others) = held.split_last().unwrap();
+        let mut turns = Vec::new();
+        for other in others {
+            turns.push(other.turn().await.unwrap());
+        }
+        assert!(poll_once(last.turn()).await.is_none());
+        let other = admission.admit("192.0.2.2".parse().unwrap()).unwrap();
+        assert!(poll_once(other.turn()).await.is_some());
+        turns.pop();
+        assert!(poll_once(last.turn()).await.is_some());
+    }
+
+    #[test]
+    fn who_joins_leaves_room_for_the_handshakes_of_nodes() {
+        let admission = Arc::new(Admission::default());
+        let held = admitted(&admission, 2 * MAX_UNKNOWN_OF_SOURCE, |_| SOURCE);
+        let staying: Vec<_> = held.into_iter().filter_map(Admitted::stay).collect();
+        assert_eq!(staying.len(), MAX_UNKNOWN_OF_SOURCE);
+        let node = admission.admit(SOURCE).unwrap();
+        assert_eq!(node.turns.available_permits(), MAX_HANDSHAKES_OF_SOURCE);
+        drop(staying);
+        assert_eq!(admission.locked().all.unknown, 0);
+        assert!(node.stay().is_some());
+    }
+
+    async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = future => Some(done),
+            () = std::future::ready(()) => None,
+        }
     }
 
     #[test]

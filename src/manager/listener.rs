@@ -111,8 +111,14 @@ impl ListenerTask {
         let acceptor = TlsAcceptor::from(self.tls.config());
         let connections = self.connections.clone();
         handshakes.spawn(async move {
+            let Ok(Some(turn)) = timeout(HANDSHAKE_TIMEOUT, admitted.turn()).await else {
+                debug!(%addr, "too many handshakes before this one");
+                return;
+            };
             let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(stream, addr, acceptor, admitted));
-            match handshake.await {
+            let done = handshake.await;
+            drop(turn);
+            match done {
                 // The receiver ends with the server, and the connection with it.
                 Ok(Ok(connection)) => drop(connections.send(connection).await),
                 Ok(Err(error)) => debug!(%addr, %error, "handshake failed"),
@@ -140,7 +146,11 @@ async fn handshake(
     };
     let unknown = match node {
         Some(_) => None,
-        None => Some(Unknown { _admitted: admitted, deadline: Box::pin(sleep(UNKNOWN_LIFE)) }),
+        None => {
+            let admitted = admitted.stay();
+            let _admitted = admitted.ok_or_else(|| io::Error::other("too many that join"))?;
+            Some(Unknown { _admitted, deadline: Box::pin(sleep(UNKNOWN_LIFE)) })
+        }
     };
     let caller = Caller { addr, node, challenge: Arc::default() };
     Ok(Connection { stream, caller, unknown })
