@@ -134,6 +134,8 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
         let mut heard = Instant::now();
         loop {
             tokio::select! {
+                // What came is heard before the time is looked at: a late reader is no silent manager.
+                biased;
                 received = inbound.message() => match received {
                     Ok(Some(received)) => {
                         heard = Instant::now();

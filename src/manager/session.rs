@@ -126,6 +126,8 @@ impl SessionTask {
         let mut next_delta = Instant::now();
         loop {
             tokio::select! {
+                // What came is heard before the time is looked at: a late reader is no silent agent.
+                biased;
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => {
                         heard = Instant::now();
