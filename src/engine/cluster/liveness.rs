@@ -4,12 +4,13 @@
 //!             stream closed, or silent for 2           all witnesses silent
 //!   heard  ------------------------------> suspected --------------------> down
 //!     ^                                     |     ^                          |
-//!     |            a witness hears it       v     | 2.2 later                |
+//!     |            a witness hears it       v     | 2.7 later                |
 //!     |                                  management lost                     |
 //!     '---- heard on a stream <-------------'-------------------------------'
 //! ```
 //! Times are in keepalive intervals. A suspect is asked after by witnesses, over the data plane, from
-//! 2.2 after the last sign of life; it is down at 3.0 at the earliest and at 4.0 at the latest. Where
+//! 2.7 after the last sign of life for 0.8; it is down at 3.5 at the earliest and before 4.0. So a gap of
+//! 2 between two keepalives, which is 3 without a sign of life, ends while witnesses still look. Where
 //! nobody can be asked, streams alone decide, unless many vanished together: then it is the manager
 //! that is cut off.
 
@@ -243,11 +244,11 @@ pub enum Heard {
 // In tenths of the interval.
 /// Two keepalives in a row are missing.
 const SUSPECT_AFTER: u32 = 20;
-/// So that witnesses, who look for 0.8, have answered when the node may be down.
-const ASK_AFTER: u32 = 22;
-const DOWN_AFTER: u32 = 30;
+/// Late enough that witnesses, who look for 0.8, do so beyond 3.
+const ASK_AFTER: u32 = 27;
+const DOWN_AFTER: u32 = 35;
 /// What witnesses have from when they are asked until they count as silent.
-const WITNESSES_TAKE: u32 = 12;
+const WITNESSES_TAKE: u32 = 11;
 const _: () = assert!(ASK_AFTER >= SUSPECT_AFTER && ASK_AFTER + WITNESSES_TAKE < 40);
 
 #[cfg(test)]

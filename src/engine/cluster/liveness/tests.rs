@@ -39,24 +39,24 @@ fn only_a_vanishes(at_ms: u64) -> Liveness {
 #[test]
 fn a_silent_node_is_down_when_no_witness_hears_it() {
     let mut liveness = only_a_vanishes(1000);
-    assert_eq!(next(&mut liveness), (3200, vec![Verdict::Ask(A)]));
-    liveness.handle_asked(A, BTreeSet::from([B, C]), at(3201));
-    liveness.handle_witness(B, A, Heard::No, at(4000));
-    liveness.handle_witness(C, A, Heard::No, at(4001));
+    assert_eq!(next(&mut liveness), (3700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B, C]), at(3701));
+    liveness.handle_witness(B, A, Heard::No, at(4480));
+    liveness.handle_witness(C, A, Heard::No, at(4490));
     for node in [B, C] {
         liveness.handle_heard(node, at(4000));
     }
-    assert_eq!(next(&mut liveness), (4000, vec![Verdict::Down(A)]), "3.0 after it was heard");
+    assert_eq!(next(&mut liveness), (4500, vec![Verdict::Down(A)]), "3.5 after it was heard");
     assert_eq!(next(&mut liveness).1, vec![Verdict::Ask(B), Verdict::Ask(C)], "A is not asked for");
 }
 
 #[test]
 fn witnesses_that_do_not_answer_are_silent() {
     let mut liveness = only_a_vanishes(0);
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
-    liveness.handle_asked(A, BTreeSet::from([B, C]), at(2210));
-    liveness.handle_witness(B, A, Heard::No, at(3010));
-    assert_eq!(next(&mut liveness), (3410, vec![Verdict::Down(A)]), "before 4.0");
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B, C]), at(2710));
+    liveness.handle_witness(B, A, Heard::No, at(3510));
+    assert_eq!(next(&mut liveness), (3810, vec![Verdict::Down(A)]), "before 4.0");
 }
 
 #[test]
@@ -67,29 +67,29 @@ fn what_a_closed_stream_says() {
     for node in [B, C] {
         liveness.handle_heard(node, at(3000));
     }
-    assert_eq!(next(&mut liveness), (3100, vec![Verdict::Ask(A)]));
+    assert_eq!(next(&mut liveness), (3600, vec![Verdict::Ask(A)]));
     // The manager gave it up: that says nothing.
     let mut liveness = only_a_vanishes(0);
     liveness.handle_closed(A, Closed::ByManager, at(1900));
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
 }
 
 #[test]
 fn a_node_that_a_witness_hears_stays_ready_and_is_asked_for_again() {
     let mut liveness = only_a_vanishes(0);
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
-    liveness.handle_asked(A, BTreeSet::from([B]), at(2200));
-    liveness.handle_witness(C, A, Heard::Yes, at(2300));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(2700));
+    liveness.handle_witness(C, A, Heard::Yes, at(2800));
     assert!(!liveness.is_management_lost(A), "C was not asked");
-    liveness.handle_witness(B, A, Heard::Yes, at(2400));
+    liveness.handle_witness(B, A, Heard::Yes, at(2900));
     assert!(liveness.is_management_lost(A));
     for node in [B, C] {
         liveness.handle_heard(node, at(4500));
     }
-    assert_eq!(next(&mut liveness), (4600, vec![Verdict::Ask(A)]), "2.2 after it was heard");
-    liveness.handle_asked(A, BTreeSet::from([B]), at(4600));
-    liveness.handle_witness(B, A, Heard::No, at(5400));
-    assert_eq!(next(&mut liveness), (5400, vec![Verdict::Down(A)]));
+    assert_eq!(next(&mut liveness), (5600, vec![Verdict::Ask(A)]), "2.7 after it was heard");
+    liveness.handle_asked(A, BTreeSet::from([B]), at(5600));
+    liveness.handle_witness(B, A, Heard::No, at(6400));
+    assert_eq!(next(&mut liveness), (6400, vec![Verdict::Down(A)]));
     liveness.handle_opened(A, at(9000));
     assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
 }
@@ -97,25 +97,36 @@ fn a_node_that_a_witness_hears_stays_ready_and_is_asked_for_again() {
 #[test]
 fn a_node_that_is_heard_meanwhile_is_not_down() {
     let mut liveness = only_a_vanishes(0);
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
-    liveness.handle_asked(A, BTreeSet::from([B]), at(2200));
-    liveness.handle_heard(A, at(2900));
-    liveness.handle_witness(B, A, Heard::No, at(3000));
-    assert_eq!(next(&mut liveness), (4300, vec![Verdict::Ask(B), Verdict::Ask(C)]));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(2700));
+    liveness.handle_heard(A, at(3400));
+    liveness.handle_witness(B, A, Heard::No, at(3500));
+    assert_eq!(next(&mut liveness), (4800, vec![Verdict::Ask(B), Verdict::Ask(C)]));
+}
+
+#[test]
+fn a_gap_of_two_between_two_keepalives_takes_nobody_down() {
+    // It was heard, and all was cut off just before its next keepalive: from 1.0 to 3.0.
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness).1, vec![Verdict::Ask(A)]);
+    liveness.handle_asked(A, BTreeSet::from([B, C]), at(2700));
+    assert!(liveness.poll_timeout() > Some(at(3000)), "not down before it can be heard again");
+    liveness.handle_witness(B, A, Heard::Yes, at(3100));
+    assert!(liveness.is_management_lost(A));
 }
 
 #[test]
 fn without_witnesses_streams_decide_unless_many_vanished() {
     let mut liveness = only_a_vanishes(0);
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A)]));
-    liveness.handle_asked(A, BTreeSet::new(), at(2200));
-    assert_eq!(next(&mut liveness), (3000, vec![Verdict::Down(A)]));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::new(), at(2700));
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
 
     let mut liveness = heard_at(0);
     liveness.handle_heard(C, at(2100));
-    assert_eq!(next(&mut liveness), (2200, vec![Verdict::Ask(A), Verdict::Ask(B)]));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A), Verdict::Ask(B)]));
     for node in [A, B] {
-        liveness.handle_asked(node, BTreeSet::new(), at(2200));
+        liveness.handle_asked(node, BTreeSet::new(), at(2700));
         assert!(liveness.is_management_lost(node), "two of three: the manager is cut off");
     }
 }
@@ -125,7 +136,7 @@ fn a_manager_that_starts_counts_from_its_start() {
     let mut liveness = Liveness::new(Duration::from_secs(2));
     liveness.handle_known(A, at(1000));
     assert_eq!(liveness.silent_for(A, at(1500)), Some(Duration::from_millis(500)));
-    assert_eq!(next(&mut liveness), (5400, vec![Verdict::Ask(A)]), "times grow with the interval");
+    assert_eq!(next(&mut liveness), (6400, vec![Verdict::Ask(A)]), "times grow with the interval");
     liveness.handle_removed(A);
     assert_eq!(liveness.poll_timeout(), None);
 }
