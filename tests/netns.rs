@@ -191,6 +191,11 @@ fn certificates_keys_and_the_root_change_without_loss() {
 }
 
 #[test]
+fn a_full_disk_stops_the_manager_and_loses_nothing() {
+    run("full-disk.sh", &[]);
+}
+
+#[test]
 fn a_backup_brings_the_cluster_back() {
     run("recover.sh", &[]);
 }
