@@ -165,11 +165,20 @@ impl Dataplane {
             threads: Vec::new(),
             _data_port_lock: port.lock,
         };
+        // Of this process: its affinity and its cgroup's quota count.
+        let may_spin = std::thread::available_parallelism().is_ok_and(|cpus| workers <= cpus.get());
         for (index, socket) in port.sockets.into_iter().enumerate() {
             let own = lanes_of(index, workers, lanes, config.data_addr, &socket)?;
-            let worker =
-                Worker::new(index, shared.clone(), socket, own, found.max_datagrams, ended.clone())
-                    .context("prepare a worker")?;
+            let worker = Worker::new(
+                index,
+                shared.clone(),
+                socket,
+                own,
+                found.max_datagrams,
+                may_spin,
+                ended.clone(),
+            );
+            let worker = worker.context("prepare a worker")?;
             dataplane.spawn(&format!("overlay-w{index}"), move || worker.run())?;
         }
         let thread = SessionThread::new(sessions, control, shared, session_events, from_strangers);

@@ -8,7 +8,7 @@ use super::{
     Failure, Format,
     client::{Client, answer},
     endpoint::EndpointView,
-    output::{print, print_json},
+    output::show,
 };
 use crate::api::proto::{AttachRequest, AttachResponse, DetachRequest, Host, attach_request};
 
@@ -61,13 +61,9 @@ impl Attach {
         warn_of_lagging(&attached);
         let endpoint = attached.endpoint.ok_or_else(|| Failure::bent(&what))?;
         let view = EndpointView::new(endpoint)?;
-        match format {
-            Format::Json => print_json(&view),
-            Format::Table => {
-                view.addresses.iter().for_each(|address| print(&format!("{address}\n")));
-                Ok(())
-            }
-        }
+        show(format, &view, || {
+            view.addresses.iter().map(|address| format!("{address}\n")).collect::<String>()
+        })
     }
 }
 
@@ -92,13 +88,9 @@ impl Detach {
         let request = DetachRequest { reference: self.endpoint };
         let detached = answer(&what, client.local().await?.detach(request)).await?;
         let endpoint = detached.endpoint.ok_or_else(|| Failure::bent(&what))?;
-        match format {
-            Format::Json => print_json(&EndpointView::new(endpoint)?),
-            Format::Table => {
-                print(&format!("{}\n", endpoint.name));
-                Ok(())
-            }
-        }
+        let name = endpoint.name.clone();
+        let view = EndpointView::new(endpoint)?;
+        show(format, &view, || format!("{name}\n"))
     }
 }
 

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{print, print_json},
+    output::show,
 };
 use crate::api::{
     backup::{self, Sections},
@@ -59,11 +59,7 @@ impl Backup {
             bytes: bytes.len(),
             sealed: passphrase.is_some(),
         };
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table => print(&view.text()),
-        }
-        Ok(())
+        show(format, &view, || view.text())
     }
 }
 

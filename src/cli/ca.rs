@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{print, print_json},
+    output::show,
 };
 use crate::api::proto::{RotateRootRequest, RotateRootResponse};
 
@@ -34,13 +34,7 @@ async fn rotate(client: &Client, format: Format) -> Result<(), Failure> {
     if let Some(warning) = view.warning() {
         eprintln!("overlayctl: warning: {warning}");
     }
-    match format {
-        Format::Json => print_json(&view),
-        Format::Table => {
-            print(&view.text());
-            Ok(())
-        }
-    }
+    show(format, &view, || view.text())
 }
 
 #[derive(Debug, Serialize)]

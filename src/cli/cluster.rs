@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{self, print, print_json},
+    output::{self, show},
 };
 use crate::api::{
     CERTIFICATE_LIVES,
@@ -116,11 +116,7 @@ impl Init {
         };
         let made = answer("init", client.local().await?.init(request)).await?;
         let view = InitView::new(made)?;
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table => print(&view.text()),
-        }
-        Ok(())
+        show(format, &view, || view.text())
     }
 }
 
@@ -139,13 +135,9 @@ impl Join {
         if let Some(why) = &view.not_reached {
             eprintln!("overlayctl: {what}: {why}");
         }
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table => {
-                print(&format!("This node joined the cluster as a worker, named {}.\n", view.name));
-            }
-        }
-        Ok(())
+        show(format, &view, || {
+            format!("This node joined the cluster as a worker, named {}.\n", view.name)
+        })
     }
 }
 
@@ -162,16 +154,14 @@ impl JoinToken {
         };
         let token = answer("join-token", client.control().await?.join_token(request)).await?;
         let view = TokenView::new("worker", token)?;
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table if self.quiet => print(&format!("{}\n", view.token)),
-            Format::Table if self.rotate => {
-                print("The token before this one joins no node any more.\n");
-                print(&view.text());
-            }
-            Format::Table => print(&view.text()),
-        }
-        Ok(())
+        let rotated = match self.rotate {
+            true => "The token before this one joins no node any more.\n",
+            false => "",
+        };
+        show(format, &view, || match self.quiet {
+            true => format!("{}\n", view.token),
+            false => format!("{rotated}{}", view.text()),
+        })
     }
 }
 
@@ -179,11 +169,7 @@ impl JoinToken {
 pub async fn info(client: &Client, format: Format) -> Result<(), Failure> {
     let info = answer("info", client.local().await?.info(InfoRequest {})).await?;
     let view = InfoView::new(info)?;
-    match format {
-        Format::Json => print_json(&view)?,
-        Format::Table => print(&view.text()),
-    }
-    Ok(())
+    show(format, &view, || view.text())
 }
 
 fn join_command(token: &str, manager: &str) -> String {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{self, Table, joined, print, print_json, short},
+    output::{self, Table, joined, short, show},
 };
 use crate::api::proto::{
     ListEndpointsRequest, ListEndpointsResponse, ListLocalEndpointsRequest, LocalEndpoint,
@@ -42,13 +42,7 @@ impl Command {
                     true => cluster(client, what, network).await?,
                     false => own(client, what, network).await?,
                 };
-                match format {
-                    Format::Json => print_json(&views),
-                    Format::Table => {
-                        print(&EndpointView::table(&views).text());
-                        Ok(())
-                    }
-                }
+                show(format, &views, || EndpointView::table(&views).text())
             }
             Self::Inspect { endpoint } => inspect(client, format, &endpoint).await,
         }
@@ -98,13 +92,7 @@ async fn inspect(client: &Client, format: Format, reference: &str) -> Result<(),
             return Err(Failure::new(what, why));
         }
     };
-    match format {
-        Format::Json => print_json(&view),
-        Format::Table => {
-            print(&view.text());
-            Ok(())
-        }
-    }
+    show(format, &view, || view.text())
 }
 
 /// Those that a name means, or else an id or its start.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{self, print, print_json},
+    output::{self, show},
 };
 use crate::api::proto::{LeaveClusterRequest, LeaveClusterResponse};
 
@@ -27,11 +27,7 @@ impl Leave {
             let name = &view.name;
             eprintln!("overlayctl: leave: {why}; run 'overlayctl node rm {name}' on a manager");
         }
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table => print("This node left its cluster.\n"),
-        }
-        Ok(())
+        show(format, &view, || "This node left its cluster.\n")
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     Failure, Format,
     client::{Client, answer},
     endpoint::EndpointView,
-    output::{self, Table, joined, print, print_json, short},
+    output::{self, Table, joined, print, print_json, short, show},
 };
 use crate::api::proto::{
     CreateNetworkRequest, Encap, FindNetworkRequest, ListEndpointsRequest, ListNetworksRequest,
@@ -91,13 +91,7 @@ impl Create {
         };
         let made = answer(&what, client.control().await?.create_network(request)).await?;
         let view = NetworkView::new(made.network.ok_or_else(|| Failure::bent(&what))?)?;
-        match format {
-            Format::Json => print_json(&view),
-            Format::Table => {
-                print(&format!("{}\n", view.id));
-                Ok(())
-            }
-        }
+        show(format, &view, || format!("{}\n", view.id))
     }
 }
 
@@ -105,13 +99,7 @@ async fn list(client: &Client, format: Format) -> Result<(), Failure> {
     let request = ListNetworksRequest {};
     let listed = answer("list networks", client.control().await?.list_networks(request)).await?;
     let views = views(listed.networks)?;
-    match format {
-        Format::Json => print_json(&views),
-        Format::Table => {
-            print(&table(&views).text());
-            Ok(())
-        }
-    }
+    show(format, &views, || table(&views).text())
 }
 
 async fn inspect(client: &Client, format: Format, network: String) -> Result<(), Failure> {
@@ -124,13 +112,7 @@ async fn inspect(client: &Client, format: Format, network: String) -> Result<(),
     let listed = answer(&what, control.list_endpoints(list)).await?;
     let view =
         Inspection { network: NetworkView::new(network)?, endpoints: EndpointView::all(listed)? };
-    match format {
-        Format::Json => print_json(&view),
-        Format::Table => {
-            print(&view.text());
-            Ok(())
-        }
-    }
+    show(format, &view, || view.text())
 }
 
 /// Removes one after the other, up to the first that is refused.

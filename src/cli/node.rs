@@ -9,7 +9,7 @@ use super::{
     Failure, Format,
     client::{Client, answer},
     network::label,
-    output::{self, Table, print, print_json, short},
+    output::{self, Table, print, print_json, short, show},
 };
 use crate::api::proto::{
     Availability, InfoRequest, InspectNodeRequest, InspectNodeResponse, ListNodesRequest,
@@ -94,11 +94,7 @@ impl Update {
         };
         let updated = answer(&what, client.control().await?.update_node(request)).await?;
         let view = Changed::new(updated.node)?;
-        match format {
-            Format::Json => print_json(&view)?,
-            Format::Table => print(&format!("{}\n", view.name)),
-        }
-        Ok(())
+        show(format, &view, || format!("{}\n", view.name))
     }
 }
 
@@ -159,11 +155,7 @@ async fn inspect(client: &Client, node: &str, format: Format) -> Result<(), Fail
     let request = InspectNodeRequest { reference: resolved(client, node.to_owned()).await? };
     let inspected = answer(&what, client.control().await?.inspect_node(request)).await?;
     let view = Inspected::new(inspected)?;
-    match format {
-        Format::Json => print_json(&view)?,
-        Format::Table => print(&view.text()),
-    }
-    Ok(())
+    show(format, &view, || view.text())
 }
 
 #[derive(Debug, Serialize)]
@@ -263,11 +255,7 @@ async fn list(client: &Client, format: Format) -> Result<(), Failure> {
     let info = answer(what, client.local().await?.info(InfoRequest {})).await?;
     let own = info.member.and_then(|member| member.node).map(|node| node.id);
     let rows = rows(listed, own.as_deref())?;
-    match format {
-        Format::Json => print_json(&rows)?,
-        Format::Table => print(&table(&rows).text()),
-    }
-    Ok(())
+    show(format, &rows, || table(&rows).text())
 }
 
 #[derive(Debug, Serialize)]

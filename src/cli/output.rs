@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, io::Write as _};
 
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, Format};
 use crate::{
     api::{parse_id, proto},
     types::Id,
@@ -58,6 +58,21 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = text.map_err(|error| Failure::new("write JSON", error.to_string()))?;
     print(&format!("{text}\n"));
     Ok(())
+}
+
+/// Prints what a command answers: as JSON, or as the text that people read.
+pub fn show<T: Display>(
+    format: Format,
+    value: &impl Serialize,
+    text: impl FnOnce() -> T,
+) -> Result<(), Failure> {
+    match format {
+        Format::Json => print_json(value),
+        Format::Table => {
+            print(&text().to_string());
+            Ok(())
+        }
+    }
 }
 
 /// Prints one JSON value on one line, as streams do.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{self, Counters, Table, joined, print, print_json, print_json_line, total},
+    output::{self, Counters, Table, joined, print, print_json_line, show, total},
 };
 use crate::api::proto::{ListPeersRequest, PeerStatus};
 
@@ -27,13 +27,7 @@ impl Peers {
     pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
         if !self.watch {
             let rows = self.rows(client).await?;
-            return match format {
-                Format::Json => print_json(&rows),
-                Format::Table => {
-                    print(&table(&rows).text());
-                    Ok(())
-                }
-            };
+            return show(format, &rows, || table(&rows).text());
         }
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{Counters, Table, print, print_json, short},
+    output::{Counters, Table, short, show},
 };
 use crate::api::proto::{self, StatsRequest, StatsResponse};
 
@@ -15,13 +15,7 @@ use crate::api::proto::{self, StatsRequest, StatsResponse};
 pub async fn execute(client: &Client, format: Format) -> Result<(), Failure> {
     let stats = answer("stats", client.local().await?.stats(StatsRequest {})).await?;
     let view = StatsView::new(stats);
-    match format {
-        Format::Json => print_json(&view),
-        Format::Table => {
-            print(&view.text());
-            Ok(())
-        }
-    }
+    show(format, &view, || view.text())
 }
 
 #[derive(Debug, Serialize)]

@@ -126,6 +126,7 @@ impl Worker {
                         Received { start: at, end: at + len, stride, from };
                     trains += 1;
                     at += len;
+                    self.taken += len;
                 }
                 // Nothing more; other errors are those of single sends, which are told there.
                 Err(_) => break,

@@ -8,6 +8,7 @@ mod deliver;
 mod inbound;
 mod outbound;
 mod run;
+mod spin;
 mod staging;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use rustix::event::{Timespec, epoll};
 use tokio::sync::mpsc;
 
-use self::{inbound::InboundBuffer, run::SendRun, staging::Staging};
+use self::{inbound::InboundBuffer, run::SendRun, spin::Spin, staging::Staging};
 use super::shared::{Port, SessionEvent, Shared, Snapshot};
 use crate::{
     engine::{
@@ -55,6 +56,9 @@ pub(super) struct Worker {
     next_fragment: u32,
     reassembly: Reassembly,
     staging: Staging,
+    spin: Spin,
+    /// Bytes that this wake-up took from devices and the socket.
+    taken: usize,
     now: Moment,
     unknown_session_told: Moment,
     ended: mpsc::Sender<EndpointId>,
@@ -62,13 +66,15 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Prepares a worker; `lanes` are those that it sends on, at most `max_datagrams` at once.
+    /// Prepares a worker; `lanes` are those that it sends on, at most `max_datagrams` at once. It may
+    /// spin where no other worker needs its processor.
     pub(super) fn new(
         index: usize,
         shared: Arc<Shared>,
         socket: DataSocket,
         lanes: Vec<Lane>,
         max_datagrams: usize,
+        may_spin: bool,
         ended: mpsc::Sender<EndpointId>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -91,6 +97,8 @@ impl Worker {
             next_fragment: (index as u32) << WORKER_SHIFT,
             reassembly: Reassembly::default(),
             staging: Staging::new(),
+            spin: Spin::new(may_spin),
+            taken: 0,
             now: clock::now(),
             unknown_session_told: Moment::default(),
             ended,
@@ -103,7 +111,7 @@ impl Worker {
         let mut events = Vec::with_capacity(MAX_READY);
         while !self.shared.stop.load(Relaxed) {
             events.clear();
-            let limit = self.wait_limit();
+            let limit = if self.spin.is_on() { Some(AT_ONCE) } else { self.wait_limit() };
             let ready = epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
@@ -116,6 +124,11 @@ impl Worker {
                 return;
             }
             self.now = clock::now();
+            if events.is_empty() && self.spin.is_on() {
+                self.spin.handle_empty(self.now);
+                rustix::thread::sched_yield();
+                continue;
+            }
             self.adopt_snapshot();
             for event in &events {
                 match event.data.u64() {
@@ -125,6 +138,9 @@ impl Worker {
                 }
             }
             self.flush();
+            if !events.is_empty() {
+                self.spin.handle_ready(self.now, std::mem::take(&mut self.taken));
+            }
             self.give_up_pieces();
             self.tell_ended();
         }
@@ -235,6 +251,7 @@ impl AsFd for Lane {
 /// Event keys of what is no device; devices have 32-bit numbers.
 const WAKER: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Devices looked at in one wake-up.
 const MAX_READY: usize = 64;
 /// Between attempts to tell of a device that ended.

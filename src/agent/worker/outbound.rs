@@ -61,7 +61,10 @@ impl Worker {
         for _ in 0..BUDGET {
             let start = read_start(port.tun.framing());
             match port.tun.read(&mut self.outbound[start..]) {
-                Ok(len) => self.outbound_packet(&snapshot, &port, start, len),
+                Ok(len) => {
+                    self.taken += len;
+                    self.outbound_packet(&snapshot, &port, start, len);
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 // EBADFD: the device is gone, for its namespace is.
