@@ -11,6 +11,7 @@
 underlay 5
 for n in 1 2 3 4 5; do start "$n"; echo "$PID" >"$WORK/n$n/pid"; done
 refused 2 "use 1m to 90d" oc 1 init --name n1 --cert-expiry 30s
+refused 2 "use 500ms to 1m" oc 1 init --name n1 --heartbeat 100ms
 oc 1 init --name n1 --cert-expiry 1m >"$WORK/init.out" 2>"$WORK/init.err"
 assert_match "$(cat "$WORK/init.err")" "^overlayctl: warning: nodes renew their certificates every 1m" "what init says"
 for n in 2 3 4; do join "$n" >"$WORK/join.out"; done

@@ -8,7 +8,7 @@ use std::{
     fs,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::{StreamExt as _, future::join_all, stream};
@@ -28,7 +28,7 @@ use overlay::{
             JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
             ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest, Role,
             agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
-            dispatch_client::DispatchClient, membership_client::MembershipClient,
+            dispatch_client::DispatchClient, manager_message, membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
@@ -50,13 +50,12 @@ struct Cluster {
 
 impl Cluster {
     async fn found() -> Self {
-        Self::found_for(Duration::from_secs(3600)).await
+        Self::found_with(|founding| founding).await
     }
 
-    /// With certificates of so long a life.
-    async fn found_for(certificate_life: Duration) -> Self {
+    async fn found_with(settings: impl FnOnce(Founding) -> Founding) -> Self {
         let folders = tempfile::tempdir().unwrap();
-        let founding = Founding { certificate_life, ..founding(&folders) };
+        let founding = settings(founding(&folders));
         let (manager, founded) = Manager::found(founding).await.unwrap();
         let first = Joined {
             cluster: founded.cluster,
@@ -183,6 +182,7 @@ fn founding(folders: &tempfile::TempDir) -> Founding {
         mask_length: 24,
         data_port: 7790,
         certificate_life: Duration::from_secs(3600),
+        heartbeat: HEARTBEAT,
         node,
         certificate_key,
     }
@@ -215,7 +215,7 @@ impl Agent {
         let certificate = Arc::new(Certificate::new(joined.credentials.clone()).unwrap());
         let (tables, table) = watch::channel(Arc::new(Table::empty(joined.node.id)));
         let (channels, mut connected) = watch::channel(None);
-        let look_for: LookFor = Arc::new(|_| Box::pin(async { false }));
+        let look_for: LookFor = Arc::new(|_, _| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
         let link = LinkTask::new(
             cluster.addr,
@@ -478,6 +478,32 @@ async fn an_agent_that_does_not_acknowledge_is_named() {
     let made = cluster.endpoint(&n3, "blue").await;
     assert_eq!(cluster.lagging(&n3, &made).await, ["n2"]);
     drop(stream);
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn agents_are_told_the_heartbeat_and_given_up_by_it() {
+    let heartbeat = Duration::from_millis(500);
+    let cluster = Cluster::found_with(|founding| Founding { heartbeat, ..founding }).await;
+    let [n2, n3] = [cluster.worker("n2").await, cluster.worker("n3").await];
+    let _n3 = Agent::start(&cluster, &n3).await;
+    until_status(&cluster, n3.node.id, NodeStatus::Ready).await;
+    let mut client = DispatchClient::new(cluster.channel(&n2.credentials).await);
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    let says_no_more = stream::iter([hello]).chain(stream::pending());
+    let begun = Instant::now();
+    let mut told = client.session(says_no_more).await.unwrap().into_inner();
+    let first = told.message().await.unwrap().unwrap().message;
+    assert_eq!(first, Some(manager_message::Message::HeartbeatMs(500)));
+    while let Ok(Some(_)) = told.message().await {}
+    let given_up = begun.elapsed();
+    assert!(given_up >= 3 * heartbeat && given_up < 5 * heartbeat, "{given_up:?}");
+    until_status(&cluster, n2.node.id, NodeStatus::Down).await;
+    assert_eq!(
+        cluster.status_of(n3.node.id).await,
+        NodeStatus::Ready,
+        "it keeps to what it was told"
+    );
     cluster.manager.shutdown().await;
 }
 

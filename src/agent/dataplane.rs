@@ -374,13 +374,13 @@ impl Dataplane {
         &self.broken_offloads
     }
 
-    /// Looks whether a peer is there: asks it by sealed echoes for a while, and tells whether anything
+    /// Looks whether a peer is there: asks it by sealed echoes for so long, and tells whether anything
     /// authentic came from it meanwhile.
-    pub async fn look_for(&self, peer: NodeId) -> bool {
+    pub async fn look_for(&self, peer: NodeId, within: Duration) -> bool {
         let since = clock::now();
         // The table that has it may be on its way.
         let heard = || self.links.get(&peer).is_some_and(|link| link.last_rx() > Some(since));
-        let mut pace = tokio::time::interval(LOOK_PACE);
+        let mut pace = tokio::time::interval(within / LOOKS);
         for _ in 0..LOOKS {
             // The first tick is now.
             pace.tick().await;
@@ -565,8 +565,7 @@ fn fill_random(bytes: &mut [u8]) {
 const GREETING_PACE: Duration = Duration::from_millis(1);
 /// The file that counts starts.
 pub(super) const START_COUNT: &str = "start-count";
-/// A peer is looked for during 0.8 s.
-const LOOK_PACE: Duration = Duration::from_millis(200);
+/// How often a peer is asked while it is looked for.
 const LOOKS: u32 = 4;
 /// Source ports a worker: enough for the paths of an ECMP group to be used by one container pair.
 const LANES_PER_WORKER: usize = 4;

@@ -13,7 +13,7 @@ use futures_util::stream;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tonic::{Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
@@ -21,19 +21,20 @@ use tracing::{debug, info, warn};
 use super::certificate::Certificate;
 use crate::{
     api::{
-        HEARTBEAT, MAX_MESSAGE_BYTES, Malformed, SILENCE, channel, parse_id,
+        HEARTBEAT, HEARTBEATS, MAX_MESSAGE_BYTES, Malformed, channel, parse_id,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Resync,
             agent_message, dispatch_client::DispatchClient, manager_message,
         },
-        read_scope_digests, read_scopes, scope_digests, scopes,
+        read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::membership::{Change, Replica, Snapshot, Table},
     types::{NodeId, Position, ScopeId},
 };
 
-/// Looks for another node over the data plane, and tells whether it was heard.
-pub type LookFor = Arc<dyn Fn(NodeId) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+/// Looks for another node over the data plane for a while, and tells whether it was heard.
+pub type LookFor =
+    Arc<dyn Fn(NodeId, Duration) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Keeps the stream; may be aborted.
 pub struct LinkTask<P> {
@@ -91,11 +92,19 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (message, messages))
         });
-        let opening = timeout(SILENCE, client.session(messages)).await;
+        let opening = timeout(silence(HEARTBEAT), client.session(messages)).await;
         let inbound = opening.context("the manager does not answer")?;
         let inbound = inbound.map_err(|status| self.not_opened(&status))?.into_inner();
         let looking = JoinSet::new();
-        let stream = Stream { link: self, outbound, channel, parts: None, resync: true, looking };
+        let stream = Stream {
+            link: self,
+            outbound,
+            channel,
+            heartbeat: HEARTBEAT,
+            parts: None,
+            resync: true,
+            looking,
+        };
         stream.serve(inbound).await
     }
 
@@ -119,6 +128,8 @@ struct Stream<'a, P> {
     link: &'a mut LinkTask<P>,
     outbound: mpsc::Sender<AgentMessage>,
     channel: Channel,
+    /// How often each side says something.
+    heartbeat: Duration,
     /// The parts of a snapshot that came so far.
     parts: Option<Snapshot>,
     /// A snapshot is on its way; what comes before it is of no use.
@@ -129,8 +140,7 @@ struct Stream<'a, P> {
 
 impl<P: Fn(&Table) + Send> Stream<'_, P> {
     async fn serve(mut self, mut inbound: Streaming<ManagerMessage>) -> anyhow::Result<Infallible> {
-        let mut heartbeat = interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_ping = Instant::now();
         let mut heard = Instant::now();
         loop {
             tokio::select! {
@@ -140,15 +150,17 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                     Ok(Some(received)) => {
                         heard = Instant::now();
                         self.handle_message(received).await?;
+                        next_ping = next_ping.min(Instant::now() + self.heartbeat);
                     }
                     Ok(None) => bail!("the manager closed the stream"),
                     Err(status) => bail!("{}", status.message()),
                 },
-                _ = heartbeat.tick() => {
+                () = sleep_until(next_ping) => {
+                    next_ping = Instant::now() + self.heartbeat;
                     // A full stream carries acknowledgements, which are heard as well.
                     let _ = self.outbound.try_send(message(agent_message::Message::Ping(Ping {})));
                 }
-                () = sleep_until(heard + SILENCE) => bail!("the manager is silent"),
+                () = sleep_until(heard + silence(self.heartbeat)) => bail!("the manager is silent"),
             }
         }
     }
@@ -161,6 +173,14 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
             manager_message::Message::Bookmark(bookmark) => self.handle_bookmark(bookmark).await,
             manager_message::Message::Roots(roots) => {
                 self.link.certificate.handle_roots(&roots.digests);
+                Ok(())
+            }
+            manager_message::Message::HeartbeatMs(ms) => {
+                let heartbeat = Duration::from_millis(ms);
+                if !HEARTBEATS.contains(&heartbeat) {
+                    bail!("the manager wants a heartbeat of {heartbeat:?}");
+                }
+                self.heartbeat = heartbeat;
                 Ok(())
             }
             manager_message::Message::LookFor(node) => {
@@ -176,7 +196,8 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
         if self.looking.len() >= MAX_LOOKING {
             return;
         }
-        let (look, outbound) = ((self.link.look_for)(node), self.outbound.clone());
+        let (look, outbound) =
+            ((self.link.look_for)(node, look_time(self.heartbeat)), self.outbound.clone());
         self.looking.spawn(async move {
             let looked = Looked { node: node.to_bytes().to_vec(), heard: look.await };
             // A stream that is closed has nobody to tell.
@@ -312,6 +333,11 @@ fn change(change: proto::Change) -> Result<Change, Malformed> {
         Wire::Endpoint(endpoint) => Change::Endpoint(endpoint.try_into()?),
         Wire::EndpointGone(id) => Change::EndpointGone(parse_id("endpoint", &id)?),
     })
+}
+
+/// How long to look for a node. The manager decides a whole heartbeat after it asked, or sooner.
+fn look_time(heartbeat: Duration) -> Duration {
+    heartbeat.min(HEARTBEAT) * 4 / 5
 }
 
 /// How long to wait after so many failures in a row: a random part of a span that doubles.

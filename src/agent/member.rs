@@ -166,9 +166,9 @@ impl Member {
         };
         let look_for: LookFor = {
             let dataplane = dataplane.clone();
-            Arc::new(move |node| {
+            Arc::new(move |node, within| {
                 let dataplane = dataplane.clone();
-                Box::pin(async move { dataplane.look_for(node).await })
+                Box::pin(async move { dataplane.look_for(node, within).await })
             })
         };
         let link = LinkTask::new(manager, certificate.clone(), table, publish, look_for, channels);

@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{
     api::{
-        CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, JoinToken,
-        Reopened, Reopening, channel,
+        CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, HEARTBEAT,
+        HEARTBEATS, JoinToken, Reopened, Reopening, channel,
         proto::{
             self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
             JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
@@ -410,6 +410,10 @@ impl Node {
         if !CERTIFICATE_LIVES.contains(&certificate_life) {
             return Err(bad("--cert-expiry", "use 1m to 90d".to_owned()));
         }
+        let heartbeat = request.heartbeat_ms.map_or(HEARTBEAT, Duration::from_millis);
+        if !HEARTBEATS.contains(&heartbeat) {
+            return Err(bad("--heartbeat", "use 500ms to 1m".to_owned()));
+        }
         let name = request.name.as_deref();
         let introduction = self.introduction(name, advertised, data, &addresses)?;
         let (node, certificate_key) = introduction.request().map_err(refused)?;
@@ -420,6 +424,7 @@ impl Node {
             mask_length,
             data_port,
             certificate_life,
+            heartbeat,
             node,
             certificate_key,
         };

@@ -23,6 +23,8 @@ pub struct Founding {
     pub data_port: u16,
     /// How long certificates of nodes are valid.
     pub certificate_life: Duration,
+    /// How often agents and managers say something to each other.
+    pub heartbeat: Duration,
     /// The first node, as it would join. An advertised port of 0 becomes the one listened on.
     pub node: JoinRequest,
     /// The key of the certificate asked for in `node`; the manager shows it too.

@@ -50,9 +50,17 @@ pub const CERTIFICATE_LIVES: std::ops::RangeInclusive<std::time::Duration> =
 /// The port that managers listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 2377;
 
-/// How often each side of the stream between agent and manager says something.
+/// How often each side of the stream between agent and manager says something, unless `init` says
+/// otherwise or the nodes are too many for it.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How often `init` may have it. Below this a node is taken for dead because it was busy, and above
+/// it nobody would wait for a node's tasks to move.
+pub const HEARTBEATS: std::ops::RangeInclusive<std::time::Duration> =
+    std::time::Duration::from_millis(500)..=std::time::Duration::from_secs(60);
 
 /// After how long a silence either side takes the stream as closed: three heartbeats, so that one
 /// lost to a busy machine costs nothing.
-pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(3);
+pub fn silence(heartbeat: std::time::Duration) -> std::time::Duration {
+    heartbeat * 3
+}

@@ -11,7 +11,7 @@ use super::{
     output::{self, show},
 };
 use crate::api::{
-    CERTIFICATE_LIVES,
+    CERTIFICATE_LIVES, HEARTBEATS,
     proto::{
         InfoRequest, InfoResponse, InitRequest, InitResponse, JoinClusterRequest,
         JoinClusterResponse, JoinTokenRequest, JoinTokenResponse, Role,
@@ -42,6 +42,10 @@ pub struct Init {
     /// How long nodes' certificates are valid before they are renewed: 1m to 90d
     #[arg(long, default_value = "30d", value_name = "DURATION", value_parser = certificate_life)]
     cert_expiry: Duration,
+    /// How often nodes and managers say something to each other, which is longer above 1,000 nodes; a
+    /// node is down after 3.5 times it: 500ms to 1m
+    #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = heartbeat)]
+    heartbeat: Duration,
     /// The node's name; the host's unless given
     #[arg(long)]
     name: Option<String>,
@@ -113,6 +117,7 @@ impl Init {
             name: self.name,
             certificate_life_s: Some(self.cert_expiry.as_secs()),
             force_new_cluster: self.force_new_cluster,
+            heartbeat_ms: u64::try_from(self.heartbeat.as_millis()).ok(),
         };
         let made = answer("init", client.local().await?.init(request)).await?;
         let view = InitView::new(made)?;
@@ -278,6 +283,13 @@ fn certificate_life(text: &str) -> Result<Duration, String> {
     let life = humantime::parse_duration(text).ok().filter(|life| life.subsec_nanos() == 0);
     let life = life.filter(|life| CERTIFICATE_LIVES.contains(life));
     life.ok_or_else(|| "use 1m to 90d".to_owned())
+}
+
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let heartbeat =
+        humantime::parse_duration(text).ok().filter(|d| d.subsec_nanos() % 1_000_000 == 0);
+    let heartbeat = heartbeat.filter(|heartbeat| HEARTBEATS.contains(heartbeat));
+    heartbeat.ok_or_else(|| "use 500ms to 1m".to_owned())
 }
 
 /// Below this a host that is down for a while comes back without a valid certificate.
@@ -453,6 +465,15 @@ mod tests {
         assert_eq!(certificate_life("90d"), Ok(Duration::from_secs(90 * 24 * 3600)));
         for bad in ["59s", "91d", "0s", "60500ms", "soon"] {
             assert_eq!(certificate_life(bad), Err("use 1m to 90d".to_owned()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_bounded() {
+        assert_eq!(heartbeat("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(heartbeat("1m"), Ok(Duration::from_secs(60)));
+        for bad in ["499ms", "61s", "0s", "1500us", "often"] {
+            assert_eq!(heartbeat(bad), Err("use 500ms to 1m".to_owned()), "{bad}");
         }
     }
 

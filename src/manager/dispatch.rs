@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
@@ -15,7 +16,7 @@ use tracing::error;
 
 use super::trust::Trust;
 use crate::{
-    api::tls::root_digest,
+    api::{HEARTBEAT, tls::root_digest},
     engine::{
         cluster::{Digests, Event, Scope, State},
         membership::{Change, Snapshot},
@@ -29,6 +30,8 @@ pub struct Dispatcher {
     sessions: Mutex<Sessions>,
     /// Counts acknowledgements and ends of sessions.
     progress: watch::Sender<u64>,
+    /// What agents are told of how often to say something.
+    heartbeat: watch::Sender<Duration>,
 }
 
 #[derive(Default)]
@@ -101,7 +104,8 @@ pub enum Due {
 impl Dispatcher {
     /// Makes a dispatcher without sessions.
     pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, sessions: Mutex::default(), progress: watch::Sender::new(0) }
+        let heartbeat = watch::Sender::new(HEARTBEAT);
+        Self { trust, sessions: Mutex::default(), progress: watch::Sender::new(0), heartbeat }
     }
 
     /// Tells the sessions concerned of what a command changed.
@@ -135,6 +139,7 @@ impl Dispatcher {
             }
         }
         drop(sessions);
+        self.follow_heartbeat(state);
         self.progress.send_modify(|count| *count += 1);
     }
 
@@ -152,6 +157,8 @@ impl Dispatcher {
         let mut sessions = self.locked();
         sessions.digests = Digests::new(state, &self.trust.epoch_keys());
         sessions.position = state.position();
+        drop(sessions);
+        self.follow_heartbeat(state);
     }
 
     /// Opens a node's session, in the place of an older one, and returns the snapshot of what the
@@ -171,10 +178,11 @@ impl Dispatcher {
             return Err(Ahead { held, position });
         }
         let scope = Scope::new(state, node);
-        let mut sessions = self.locked();
         let known = held.epoch == position.epoch && held.revision > 0;
-        let scopes = known.then(|| differing(digests, &sessions.digests.of_scope(&scope)));
+        let scopes = known.then(|| differing(digests, &self.locked().digests.of_scope(&scope)));
+        // Without the sessions' lock: it takes a while, and the state is held as it is.
         let snapshot = scope.snapshot(state, scopes, &self.keys_of(node));
+        let mut sessions = self.locked();
         sessions.end(node);
         sessions.opened += 1;
         let wake = Arc::new(Notify::new());
@@ -207,6 +215,10 @@ impl Dispatcher {
         let mut sessions = self.locked();
         let epoch = sessions.position.epoch;
         let Some(session) = sessions.of(handle) else { return Due::Ended };
+        // What comes before the acknowledgement is coalesced: an agent is sent no more than it takes.
+        if session.acknowledged < session.sent {
+            return Due::Nothing;
+        }
         match &mut session.queue {
             Queue::Collapsed => Due::Snapshot(None),
             // Before anything newer, so that an acknowledgement of a later revision is one of these.
@@ -349,6 +361,16 @@ impl Dispatcher {
     /// Changes whenever [`Self::lagging`] or [`Self::lacks_keys`] may answer otherwise.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.progress.subscribe()
+    }
+
+    /// Changes whenever agents and manager are to say something more or less often.
+    pub fn heartbeat(&self) -> watch::Receiver<Duration> {
+        self.heartbeat.subscribe()
+    }
+
+    fn follow_heartbeat(&self, state: &State) {
+        let heartbeat = state.heartbeat();
+        self.heartbeat.send_if_modified(|now| std::mem::replace(now, heartbeat) != heartbeat);
     }
 
     fn keys_of(&self, node: NodeId) -> impl Fn(NodeId) -> Vec<Psk> {

@@ -34,8 +34,8 @@ pub struct NodeWatch {
 
 impl NodeWatch {
     /// Starts with the nodes that the state holds to be ready.
-    pub fn new(interval: Duration, state: &State) -> Self {
-        let mut liveness = Liveness::new(interval);
+    pub fn new(state: &State) -> Self {
+        let mut liveness = Liveness::new(state.heartbeat());
         for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
             liveness.handle_known(node.id, clock::now());
         }
@@ -128,6 +128,8 @@ impl LivenessTask {
     /// Decides for as long as it is polled.
     pub async fn run(self) {
         let watch = &self.shared.watch;
+        let mut heartbeat = self.shared.dispatcher.heartbeat();
+        heartbeat.mark_changed();
         loop {
             let due = {
                 let mut liveness = watch.locked();
@@ -143,6 +145,11 @@ impl LivenessTask {
                     tokio::select! {
                         () = sleep_until(Instant::now() + wait) => {}
                         () = watch.sooner.notified() => {}
+                        Ok(()) = heartbeat.changed() => {
+                            let interval = *heartbeat.borrow_and_update();
+                            info!(?interval, "nodes are to be heard once an interval");
+                            watch.locked().set_interval(interval, clock::now());
+                        }
                     }
                 }
                 Err(None) => watch.sooner.notified().await,

@@ -58,7 +58,7 @@ use self::{
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, HEARTBEAT, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        Ending, Founded, Founding, MAX_MESSAGE_BYTES, Reopened, Reopening,
         backup::{self, Sections, section},
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
@@ -319,7 +319,7 @@ impl Shared {
         dispatcher: Arc<Dispatcher>,
         log: Log,
     ) -> Arc<Self> {
-        let watch = log.read(|state| NodeWatch::new(HEARTBEAT, state));
+        let watch = log.read(NodeWatch::new);
         let recovery = log.read(Recovery::new);
         Arc::new(Self {
             folder,
@@ -415,6 +415,7 @@ async fn register_first(
         ula: random::ula()?,
         data_port: founding.data_port,
         certificate_life_s: founding.certificate_life.as_secs(),
+        heartbeat_ms: u64::try_from(founding.heartbeat.as_millis())?,
     };
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
     let request = founding.node.clone();

@@ -8,7 +8,7 @@ use futures_util::{Stream, stream};
 use prost::Message as _;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::{
     api::{
-        HEARTBEAT, MAX_MESSAGE_BYTES, SILENCE, parse_id,
+        HEARTBEAT, MAX_MESSAGE_BYTES, parse_id,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Roots,
             agent_message, manager_message,
         },
-        read_scope_digests, read_scopes, scope_digests, scopes,
+        read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::{
         cluster::liveness::{Closed, Heard},
@@ -48,7 +48,7 @@ impl proto::dispatch_server::Dispatch for Dispatch {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.shared.member(&request)?;
         let mut inbound = request.into_inner();
-        let first = timeout(SILENCE, inbound.message()).await;
+        let first = timeout(silence(HEARTBEAT), inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let Some(agent_message::Message::Hello(hello)) = first.and_then(|first| first.message)
         else {
@@ -112,15 +112,18 @@ impl SessionTask {
 
     /// Serves the stream until it ends, and says why.
     async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> Ended {
-        if !self.send_snapshot(snapshot).await || !self.handle_wake(handle).await {
+        let shared = self.shared.clone();
+        let mut told = shared.dispatcher.heartbeat();
+        let mut heartbeat = *told.borrow_and_update();
+        let begun = self.send_heartbeat(heartbeat).await
+            && self.send_snapshot(snapshot).await
+            && self.handle_wake(handle).await;
+        if !begun {
             return Ended::Closed;
         }
-        let shared = self.shared.clone();
-        let mut heartbeat = interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pings = ticks(heartbeat);
         let mut heard = Instant::now();
-        let mut bookmarks = interval(BETWEEN_BOOKMARKS);
-        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut bookmarks = ticks(BETWEEN_BOOKMARKS);
         let mut due = true;
         // What comes soon after goes with the same message.
         let mut next_delta = Instant::now();
@@ -132,6 +135,8 @@ impl SessionTask {
                     Ok(Some(message)) => {
                         heard = Instant::now();
                         shared.watch.handle_heard(self.node.id);
+                        // An acknowledgement makes room for what came meanwhile.
+                        due = true;
                         if !self.handle_message(handle, message).await {
                             return Ended::Closed;
                         }
@@ -145,43 +150,43 @@ impl SessionTask {
                     }
                 }
                 // Only a stream with room is asked what is due: until then changes are coalesced.
-                permit = self.outbound.reserve(), if due && next_delta <= Instant::now() => match permit {
-                    Err(_) => return Ended::Closed,
-                    Ok(permit) => match shared.dispatcher.take(handle) {
-                        Due::Nothing => due = false,
+                () = room(&self.outbound, next_delta), if due => {
+                    let sent = match shared.dispatcher.take(handle) {
+                        Due::Nothing => {
+                            due = false;
+                            true
+                        }
                         Due::Ended => return Ended::ByManager,
                         Due::Delta { from, to, changes } => {
                             next_delta = Instant::now() + COALESCED;
-                            let delta = delta(from, to, changes);
-                            if delta.encoded_len() <= MAX_MESSAGE_BYTES / 2 {
-                                permit.send(message(manager_message::Message::Delta(delta)));
-                            } else {
-                                drop(permit);
-                                if !self.resync(handle, None).await {
-                                    return Ended::Closed;
-                                }
-                            }
+                            self.send_delta(handle, delta(from, to, changes)).await
                         }
-                        Due::Snapshot(scopes) => {
-                            drop(permit);
-                            if !self.resync(handle, scopes).await {
-                                return Ended::Closed;
-                            }
-                        }
-                    },
-                },
-                _ = heartbeat.tick() => {
+                        Due::Snapshot(scopes) => self.resync(handle, scopes).await,
+                    };
+                    if !sent {
+                        return Ended::Closed;
+                    }
+                }
+                _ = pings.tick() => {
                     // A full stream carries data, which is heard as well.
                     let ping = message(manager_message::Message::Ping(Ping {}));
                     let _ = self.outbound.try_send(ping);
                 }
-                () = sleep_until(next_delta), if due && next_delta > Instant::now() => {}
                 _ = bookmarks.tick() => {
                     if !self.send_bookmark(handle).await {
                         return Ended::Silent;
                     }
                 }
-                () = sleep_until(heard + SILENCE) => return Ended::Silent,
+                Ok(()) = told.changed() => {
+                    heartbeat = *told.borrow_and_update();
+                    pings = ticks(heartbeat);
+                    if !self.send_heartbeat(heartbeat).await {
+                        return Ended::Closed;
+                    }
+                    // The agent has kept to the one before until now.
+                    heard = Instant::now();
+                }
+                () = sleep_until(heard + silence(heartbeat)) => return Ended::Silent,
             }
         }
     }
@@ -196,8 +201,18 @@ impl SessionTask {
         }
         let Some(digests) = dispatcher.take_roots(handle) else { return true };
         let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };
-        let roots = message(manager_message::Message::Roots(roots));
-        matches!(timeout(SEND_TIMEOUT, self.outbound.send(roots)).await, Ok(Ok(())))
+        self.send(manager_message::Message::Roots(roots)).await
+    }
+
+    async fn send_heartbeat(&self, heartbeat: Duration) -> bool {
+        let ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
+        self.send(manager_message::Message::HeartbeatMs(ms)).await
+    }
+
+    /// Sends a message; tells whether the stream goes on. An agent that takes nothing for long is
+    /// silent too.
+    async fn send(&self, what: manager_message::Message) -> bool {
+        matches!(timeout(SEND_TIMEOUT, self.outbound.send(message(what))).await, Ok(Ok(())))
     }
 
     async fn handle_message(&self, handle: &SessionHandle, message: AgentMessage) -> bool {
@@ -242,17 +257,22 @@ impl SessionTask {
         };
         let Position { epoch, revision } = position;
         let bookmark = Bookmark { epoch, revision, scopes: scope_digests(&digests) };
-        let bookmark = message(manager_message::Message::Bookmark(bookmark));
-        timeout(SEND_TIMEOUT, self.outbound.send(bookmark)).await.is_ok()
+        self.send(manager_message::Message::Bookmark(bookmark)).await
+    }
+
+    /// Sends changes, or the whole table where they are more than one message takes.
+    async fn send_delta(&self, handle: &SessionHandle, delta: Delta) -> bool {
+        if delta.encoded_len() <= MAX_MESSAGE_BYTES / 2 {
+            self.send(manager_message::Message::Delta(delta)).await
+        } else {
+            self.resync(handle, None).await
+        }
     }
 
     async fn send_snapshot(&self, snapshot: Snapshot) -> bool {
         for part in parts(snapshot) {
-            let part = message(manager_message::Message::Snapshot(part));
-            // An agent that takes nothing for this long is silent too.
-            match timeout(SEND_TIMEOUT, self.outbound.send(part)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return false,
+            if !self.send(manager_message::Message::Snapshot(part)).await {
+                return false;
             }
         }
         true
@@ -278,6 +298,19 @@ impl Ended {
             Self::ByManager => "ended by the manager",
         }
     }
+}
+
+/// Waits until then, and until the stream has room or is closed, which the next message finds.
+async fn room(outbound: &mpsc::Sender<ManagerMessage>, from: Instant) {
+    sleep_until(from).await;
+    drop(outbound.reserve().await);
+}
+
+/// Ticks from now on; a late tick puts off those after it.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 fn message(message: manager_message::Message) -> ManagerMessage {

@@ -39,9 +39,14 @@ async fn refused(cluster: &Cluster, node: NodeId, identity: &Identity) -> String
     asked.err().unwrap().to_string()
 }
 
+/// With certificates of so long a life.
+fn lives(certificate_life: Duration) -> impl FnOnce(Founding) -> Founding {
+    move |founding| Founding { certificate_life, ..founding }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_is_renewed_before_its_end_and_no_stream_breaks() {
-    let cluster = Cluster::found_for(Duration::from_secs(3)).await;
+    let cluster = Cluster::found_with(lives(Duration::from_secs(3))).await;
     let worker = cluster.worker("n2").await;
     let mut agent = Agent::start(&cluster, &worker).await;
     agent.connected.mark_unchanged();
@@ -61,7 +66,7 @@ async fn a_certificate_is_renewed_before_its_end_and_no_stream_breaks() {
 #[tokio::test]
 async fn certificates_have_the_life_that_the_cluster_was_made_with() {
     let life = Duration::from_secs(1234);
-    let cluster = Cluster::found_for(life).await;
+    let cluster = Cluster::found_with(lives(life)).await;
     let check = |certificate: &CertificateDer<'_>| {
         let validity = Validity::of(certificate).unwrap();
         assert_eq!(validity.life(), life);
@@ -80,7 +85,7 @@ async fn certificates_have_the_life_that_the_cluster_was_made_with() {
 
 #[tokio::test]
 async fn a_node_whose_certificate_is_over_comes_back_without_a_token() {
-    let cluster = Cluster::found_for(Duration::from_secs(1)).await;
+    let cluster = Cluster::found_with(lives(Duration::from_secs(1))).await;
     let worker = cluster.worker("n2").await;
     within(async { while is_taken(&cluster, &worker.credentials).await {} }).await;
     let agent = Agent::start(&cluster, &worker).await;

@@ -145,6 +145,7 @@ pub fn cluster() -> Command {
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
         certificate_life_s: 3600,
+        heartbeat_ms: 1000,
     };
     let secrets = Secrets {
         root: vec![1; 400],

@@ -163,7 +163,7 @@ impl Link {
                 revisions.send_replace(table.revision);
             }
         };
-        let look_for: LookFor = Arc::new(|_| Box::pin(async { true }));
+        let look_for: LookFor = Arc::new(|_, _| Box::pin(async { true }));
         let table = Table::empty(joined.node.id);
         let link = LinkTask::new(manager, certificate, table, publish, look_for, channels);
         Ok(Self { task: tokio::spawn(link.run()), connected, revision, published })

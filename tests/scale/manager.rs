@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use overlay::{
-    api::{CERTIFICATE_LIFE, Founding, Reopening, tls::Credentials},
+    api::{CERTIFICATE_LIFE, Founding, HEARTBEAT, Reopening, tls::Credentials},
     manager::Manager,
     types::NodeId,
 };
@@ -46,6 +46,7 @@ pub async fn run(folder: &str) -> anyhow::Result<()> {
                 mask_length: 16,
                 data_port: 7790,
                 certificate_life: CERTIFICATE_LIFE,
+                heartbeat: HEARTBEAT,
                 node,
                 certificate_key,
             };

@@ -112,10 +112,17 @@ pub struct Cluster {
     /// How long certificates of nodes are valid.
     #[serde(default = "thirty_days")]
     pub certificate_life_s: u64,
+    /// How often agents and managers say something to each other, while the nodes are few.
+    #[serde(default = "a_second")]
+    pub heartbeat_ms: u64,
 }
 
 fn thirty_days() -> u64 {
     30 * 24 * 3600
+}
+
+fn a_second() -> u64 {
+    1000
 }
 
 /// See [`Command::RegisterNode`].

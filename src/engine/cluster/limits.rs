@@ -6,6 +6,8 @@ use super::refusal::Refusal;
 
 /// Ten thousand hosts is what the cluster is made for; this leaves room for those on their way.
 pub const MAX_NODES: usize = 16_384;
+/// What one manager hears of its agents; more nodes have a longer heartbeat.
+pub const HEARTBEATS_A_SECOND: usize = 1000;
 /// As many as a pool of 10.0.0.0/8 has subnets of 256 addresses.
 pub const MAX_NETWORKS: usize = 65_536;
 /// Ten times what a node of a full cluster is expected to run on average.

@@ -78,6 +78,16 @@ impl Liveness {
         Self { interval, nodes: BTreeMap::new(), outputs: VecDeque::new() }
     }
 
+    /// Takes another interval. Nodes that are not told yet go on with the one before, so for a
+    /// shorter one all count as heard now.
+    pub fn set_interval(&mut self, interval: Duration, now: Moment) {
+        if interval < self.interval {
+            let up = |watch: &&mut Watch| !matches!(watch.standing, Standing::Down);
+            self.nodes.values_mut().filter(up).for_each(|watch| watch.heard = now);
+        }
+        self.interval = interval;
+    }
+
     /// Takes a node in that the cluster holds to be ready, as if it was heard just now: a manager
     /// that starts does not know since when nothing was.
     pub fn handle_known(&mut self, node: NodeId, now: Moment) {

@@ -25,7 +25,10 @@ mod subnet;
 mod tests;
 mod token;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -143,6 +146,14 @@ impl State {
     /// Returns the cluster's settings.
     pub fn cluster(&self) -> Option<&Cluster> {
         self.founded.as_ref().map(|founded| &founded.cluster)
+    }
+
+    /// Returns how often agents and managers say something to each other: as `init` had it, or so
+    /// that no more than a thousand come in a second, in steps of a tenth of a second.
+    pub fn heartbeat(&self) -> Duration {
+        let chosen = self.cluster().map_or(0, |cluster| cluster.heartbeat_ms);
+        let steps = self.nodes.len().div_ceil(limits::HEARTBEATS_A_SECOND / 10);
+        Duration::from_millis(chosen.max(steps as u64 * 100))
     }
 
     /// Returns the cluster's secrets, sealed.

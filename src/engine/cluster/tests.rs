@@ -1,6 +1,9 @@
 //! The machine through its public face: allocation, refusals, and need-to-know against slow models.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
@@ -67,6 +70,7 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
         ula: "fd12:3456:789a::/48".parse().unwrap(),
         data_port: 7790,
         certificate_life_s: 3600,
+        heartbeat_ms: 5000,
     };
     let secrets = Secrets {
         root: vec![1],
@@ -695,13 +699,16 @@ fn a_root_is_trusted_until_no_ready_node_is_under_it() {
 fn a_log_from_before_lives_and_rotations_is_read() {
     let json = serde_json::to_value(create_cluster("10.0.0.0/8", 24)).unwrap();
     let mut old = json.clone();
-    old["CreateCluster"]["cluster"].as_object_mut().unwrap().remove("certificate_life_s");
+    for field in ["certificate_life_s", "heartbeat_ms"] {
+        old["CreateCluster"]["cluster"].as_object_mut().unwrap().remove(field);
+    }
     for field in ["older", "root_rotations", "former_roots"] {
         old["CreateCluster"]["secrets"].as_object_mut().unwrap().remove(field);
     }
     let mut log = Log { state: State::default() };
     log.apply(serde_json::from_value(old).unwrap()).unwrap();
     assert_eq!(log.state.cluster().unwrap().certificate_life_s, 30 * 24 * 3600);
+    assert_eq!(log.state.heartbeat(), Duration::from_secs(1));
     let mut state = serde_json::to_value(&log.state).unwrap();
     for field in ["secret_due", "certified"] {
         state.as_object_mut().unwrap().remove(field);

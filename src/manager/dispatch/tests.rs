@@ -36,6 +36,7 @@ impl Fixture {
             ula: "fd00::/48".parse().unwrap(),
             data_port: 7790,
             certificate_life_s: 3600,
+            heartbeat_ms: 1000,
         };
         fixture.apply(Command::CreateCluster { cluster, secrets }).await;
         for id in 1..=3 {
@@ -96,7 +97,12 @@ impl Fixture {
         let (handle, snapshot) = self.log.read(open)?;
         let scopes = snapshot.scopes.clone();
         replica.handle_snapshot(snapshot).unwrap();
+        self.acknowledge(&handle, replica);
         Ok((handle, scopes))
+    }
+
+    fn acknowledge(&self, handle: &SessionHandle, replica: &Replica) {
+        self.dispatcher.handle_acknowledged(handle, replica.table().revision);
     }
 
     fn lagging(&self, revision: Revision) -> Vec<u128> {
@@ -104,7 +110,7 @@ impl Fixture {
         lagging.into_iter().map(NodeId::as_u128).collect()
     }
 
-    /// Plays what is due onto a copy.
+    /// Plays what is due onto a copy, and acknowledges it.
     fn follow(&self, handle: &SessionHandle, replica: &mut Replica) {
         match self.dispatcher.take(handle) {
             Due::Nothing => {}
@@ -120,20 +126,24 @@ impl Fixture {
             }
             Due::Ended => panic!("the session ended"),
         }
+        self.acknowledge(handle, replica);
     }
 }
 
-fn register(id: u8) -> Command {
+fn register(id: u16) -> Command {
+    let [high, low] = id.to_be_bytes();
+    let mut public_key = [0; 32];
+    public_key[..2].copy_from_slice(&[high, low]);
     let node = Node {
         id: NodeId::from_u128(id.into()),
         name: format!("n{id}").parse().unwrap(),
         role: Role::Worker,
         availability: Availability::Active,
         status: NodeStatus::Down,
-        advertise_addr: ([192, 0, 2, id], 2377).into(),
-        data_addr: ([192, 0, 2, id], 7790).into(),
+        advertise_addr: ([198, 18, high, low], 2377).into(),
+        data_addr: ([198, 18, high, low], 7790).into(),
         underlay_mtu: 1500,
-        public_key: [id; 32],
+        public_key,
         versions: VersionRange { lowest: 1, highest: 1 },
         version: String::new(),
         labels: BTreeMap::new(),
@@ -159,6 +169,45 @@ async fn deltas_have_no_gaps_and_are_coalesced_for_a_slow_agent() {
     fixture.follow(&handle, &mut replica);
     let table = replica.table();
     assert_eq!((table.revision, table.endpoints.len(), table.peers.len()), (newest, 3, 2));
+}
+
+#[tokio::test]
+async fn what_changes_before_an_acknowledgement_is_one_delta_after_it() {
+    let fixture = Fixture::new().await;
+    let (handle, mut replica) = fixture.open(1);
+    let first = fixture.endpoint(11, 1).await;
+    let Due::Delta { from, to, changes } = fixture.dispatcher.take(&handle) else {
+        panic!("a change is due");
+    };
+    assert_eq!(to.revision, first);
+    replica.handle_delta(from, to, changes).unwrap();
+    for id in 12..20 {
+        fixture.endpoint(id, 2).await;
+        assert_eq!(fixture.dispatcher.take(&handle), Due::Nothing, "the first is on its way");
+    }
+    let newest = fixture.endpoint(20, 3).await;
+    fixture.dispatcher.handle_acknowledged(&handle, first - 1);
+    assert_eq!(fixture.dispatcher.take(&handle), Due::Nothing, "an older one says nothing");
+    fixture.acknowledge(&handle, &replica);
+    fixture.follow(&handle, &mut replica);
+    let table = replica.table();
+    assert_eq!((table.revision, table.endpoints.len()), (newest, 10));
+}
+
+#[tokio::test]
+async fn above_a_thousand_nodes_the_heartbeat_grows_with_them() {
+    let fixture = Fixture::new().await;
+    let mut heartbeat = fixture.dispatcher.heartbeat();
+    heartbeat.mark_unchanged();
+    let ms = |heartbeat: &watch::Receiver<Duration>| heartbeat.borrow().as_millis();
+    for id in 4..=1000 {
+        fixture.apply(register(id)).await;
+    }
+    assert_eq!((ms(&heartbeat), heartbeat.has_changed().unwrap()), (1000, false));
+    fixture.apply(register(1001)).await;
+    assert_eq!((ms(&heartbeat), heartbeat.has_changed().unwrap()), (1100, true));
+    fixture.apply(Command::RemoveNode(NodeId::from_u128(7))).await;
+    assert_eq!(ms(&heartbeat), 1000);
 }
 
 #[tokio::test]

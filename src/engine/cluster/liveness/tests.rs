@@ -140,3 +140,25 @@ fn a_manager_that_starts_counts_from_its_start() {
     liveness.handle_removed(A);
     assert_eq!(liveness.poll_timeout(), None);
 }
+
+#[test]
+fn a_longer_interval_puts_off_what_is_due_and_a_shorter_one_waits_for_those_not_told_yet() {
+    let mut liveness = only_a_vanishes(0);
+    liveness.set_interval(Duration::from_secs(2), at(2000));
+    assert_eq!(next(&mut liveness), (5400, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(5400));
+    assert_eq!(next(&mut liveness).0, 7500, "B is asked for, A is due at 7.6");
+
+    let mut liveness = only_a_vanishes(0);
+    liveness.set_interval(Duration::from_millis(500), at(2600));
+    assert_eq!(next(&mut liveness).0, 2600 + 1350, "not at once, though A was silent for 2.6");
+    assert_eq!(liveness.silent_for(A, at(2600)), Some(Duration::ZERO));
+
+    // One that is down stays so.
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::new(), at(2700));
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
+    liveness.set_interval(Duration::from_millis(500), at(3500));
+    assert_eq!(liveness.silent_for(A, at(3600)), Some(Duration::from_millis(3600)));
+}
