@@ -39,11 +39,12 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], stride: usize, to: &SocketAddr) ->
         message.msg_control = control.bytes.as_mut_ptr().cast();
         message.msg_controllen = CONTROL_SEND as _;
     }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: every pointer of `message` is to a live local or to `bytes`, with its own length, and
-    // the kernel only reads from them.
-    let sent = unsafe {
-        libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    };
+    // the kernel only reads from them. Not libc's `sendmsg`: that is a point of cancellation, which
+    // nobody here uses and each call would pay for.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_sendmsg, fd.as_raw_fd(), &raw const message, flags) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -61,8 +62,10 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Train> {
     message.msg_control = control.bytes.as_mut_ptr().cast();
     message.msg_controllen = CONTROL_RECEIVE as _;
     // SAFETY: every pointer of `message` is to a live local or to `buffer`, writable for its own
-    // length.
-    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    // length. Not libc's `recvmsg`, as above.
+    let got = unsafe {
+        libc::syscall(libc::SYS_recvmsg, fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT)
+    };
     let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: zeros are a valid `sockaddr_storage`, and the kernel wrote at most its length.
     let name = unsafe { name.assume_init() };

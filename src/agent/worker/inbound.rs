@@ -14,7 +14,7 @@
 
 use std::{
     io::IoSlice,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::Range,
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
@@ -93,6 +93,28 @@ impl Growing<'_> {
     }
 }
 
+/// What the datagram before was: mostly the next one is of the same session and flow.
+struct Known<'a> {
+    key: Arc<ReceiveKey>,
+    /// Who has the key, if the tables know it.
+    route: Option<&'a PeerRoute>,
+    way: Option<Way<'a>>,
+}
+
+/// Where a session's packets of one network, source and destination go.
+struct Way<'a> {
+    vni: Vni,
+    source: IpAddr,
+    destination: IpAddr,
+    port: &'a Arc<Port>,
+}
+
+impl Way<'_> {
+    fn is_of(&self, vni: Vni, inner: &Inner) -> bool {
+        self.vni == vni && self.source == inner.source && self.destination == inner.destination
+    }
+}
+
 /// What a datagram turned out to be.
 struct Packet<'a> {
     route: &'a PeerRoute,
@@ -136,7 +158,7 @@ impl Worker {
     }
 
     fn forward(&mut self, snapshot: &Snapshot, trains: usize) {
-        let mut key: Option<Arc<ReceiveKey>> = None;
+        let mut known: Option<Known<'_>> = None;
         let mut runs: Runs<'_> = [const { None }; MAX_RUNS];
         for number in 0..trains {
             let Received { start, end, stride, from } = self.inbound.trains[number];
@@ -144,7 +166,7 @@ impl Worker {
             // An empty datagram is one too.
             loop {
                 let next = (at + stride).min(end);
-                let packet = self.inbound_datagram(snapshot, at..next, from, &mut key);
+                let packet = self.inbound_datagram(snapshot, at..next, from, &mut known);
                 if let Some(packet) = packet {
                     self.grow(&mut runs, packet);
                 }
@@ -165,7 +187,7 @@ impl Worker {
         snapshot: &'a Snapshot,
         range: Range<usize>,
         from: SocketAddr,
-        cached: &mut Option<Arc<ReceiveKey>>,
+        known: &mut Option<Known<'a>>,
     ) -> Option<Packet<'a>> {
         let datagram = &mut self.inbound.bytes[range.clone()];
         match Kind::of(datagram) {
@@ -190,15 +212,18 @@ impl Worker {
             self.drop_packets(DropReason::Malformed, 1);
             return None;
         };
-        let same = cached.as_ref().is_some_and(|key| key.index() == header.receiver);
+        let same = known.as_ref().is_some_and(|known| known.key.index() == header.receiver);
         if !same {
-            *cached = self.shared.directory.find(header.receiver);
+            *known = self.shared.directory.find(header.receiver).map(|key| {
+                let route = snapshot.tables.find_peer(key.peer());
+                Known { key, route, way: None }
+            });
         }
-        let Some(key) = cached else {
+        let Some(known) = known else {
             self.unknown_session(from);
             return None;
         };
-        let Some(route) = snapshot.tables.find_peer(key.peer()) else {
+        let Some(route) = known.route else {
             self.drop_packets(DropReason::NoPeer, 1);
             return None;
         };
@@ -207,16 +232,16 @@ impl Worker {
             route.link.counters(index).dropped(reason, 1);
             None
         };
-        let prefix = match key.open(header, datagram, self.now) {
+        let prefix = match known.key.open(header, datagram, self.now) {
             Ok(opened) => opened.prefix,
             Err(error) => return drop(open_reason(error)),
         };
         if route.link.note_received(self.now) {
             self.tell_active(&route.link);
         }
-        self.tell_confirmed(key);
+        self.tell_confirmed(&known.key);
         let inner_range = range.start + HEADER_LEN + PREFIX_LEN..range.end - TAG_LEN;
-        match self.inspect(snapshot, route, key, prefix, inner_range) {
+        match self.inspect(snapshot, route, known, prefix, inner_range) {
             Ok(packet) => packet,
             Err(reason) => drop(reason),
         }
@@ -228,7 +253,7 @@ impl Worker {
         &mut self,
         snapshot: &'a Snapshot,
         route: &'a PeerRoute,
-        key: &ReceiveKey,
+        known: &mut Known<'a>,
         prefix: Prefix,
         mut range: Range<usize>,
     ) -> Result<Option<Packet<'a>>, DropReason> {
@@ -244,7 +269,7 @@ impl Worker {
             NextProtocol::Control => {
                 let bytes = &self.inbound.bytes[range];
                 let control = Control::parse(bytes).map_err(|_| DropReason::Malformed)?;
-                let (peer, index) = (key.peer(), key.index());
+                let (peer, index) = (known.key.peer(), known.key.index());
                 // A lost echo is asked again; nothing depends on a single one.
                 let _ = self.shared.events.try_send(SessionEvent::Control { peer, index, control });
                 return Ok(None);
@@ -255,8 +280,17 @@ impl Worker {
         if inner.is_ipv4() != ipv4 {
             return Err(DropReason::InnerMalformed);
         }
-        let id = snapshot.tables.inbound(key.peer(), prefix.vni, &inner)?;
-        let port = snapshot.ports.get(&id).ok_or(DropReason::NoEndpoint)?;
+        let same = known.way.as_ref().filter(|way| way.is_of(prefix.vni, &inner));
+        let port = match same {
+            Some(way) => way.port,
+            None => {
+                let id = snapshot.tables.inbound(known.key.peer(), prefix.vni, &inner)?;
+                let port = snapshot.ports.get(&id).ok_or(DropReason::NoEndpoint)?;
+                let Inner { source, destination, .. } = inner;
+                known.way = Some(Way { vni: prefix.vni, source, destination, port });
+                port
+            }
+        };
         Ok(Some(Packet { route, port, inner, range, checksum }))
     }
 

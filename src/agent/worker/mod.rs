@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use tokio::sync::mpsc;
 
 use self::{inbound::InboundBuffer, run::SendRun, spin::Spin, staging::Staging};
@@ -80,7 +80,6 @@ impl Worker {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let waker = shared.waker(index);
         epoll::add(&epoll, waker, epoll::EventData::new_u64(WAKER), epoll::EventFlags::IN)?;
-        epoll::add(&epoll, &socket, epoll::EventData::new_u64(SOCKET), epoll::EventFlags::IN)?;
         Ok(Self {
             index,
             snapshot: shared.snapshot.load_full(),
@@ -110,40 +109,58 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(MAX_READY);
         while !self.shared.stop.load(Relaxed) {
-            events.clear();
-            let limit = if self.spin.is_on() { Some(AT_ONCE) } else { self.wait_limit() };
-            let ready = epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                limit.as_ref(),
-            );
-            if let Err(error) = ready
-                && error != rustix::io::Errno::INTR
-            {
-                tracing::error!(%error, worker = self.index, "cannot wait for packets");
-                return;
-            }
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, worker = self.index, "cannot wait for packets");
+                    return;
+                }
+            };
             self.now = clock::now();
-            if events.is_empty() && self.spin.is_on() {
+            if !ready.socket && !ready.others && self.spin.is_on() {
                 self.spin.handle_empty(self.now);
                 rustix::thread::sched_yield();
                 continue;
             }
             self.adopt_snapshot();
+            if ready.socket {
+                self.inbound();
+            }
+            events.clear();
+            if ready.others {
+                let room = rustix::buffer::spare_capacity(&mut events);
+                // Where this is interrupted, the next wait returns at once.
+                let _ = epoll::wait(&self.epoll, room, Some(&AT_ONCE));
+            }
             for event in &events {
                 match event.data.u64() {
                     WAKER => self.wake(),
-                    SOCKET => self.inbound(),
                     port => self.outbound(PortId(port as u32)),
                 }
             }
             self.flush();
-            if !events.is_empty() {
+            // The session thread alone is no packet.
+            if self.taken > 0 {
                 self.spin.handle_ready(self.now, std::mem::take(&mut self.taken));
             }
             self.give_up_pieces();
             self.tell_ended();
         }
+    }
+
+    /// Waits until something is there, or the time has come for something else; while spinning, only
+    /// looks. The socket is not among what epoll watches: that would be told of each datagram that
+    /// comes, whether this thread waits or not.
+    fn wait(&self) -> rustix::io::Result<Ready> {
+        let limit = if self.spin.is_on() { Some(AT_ONCE) } else { self.wait_limit() };
+        let mut fds =
+            [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.epoll, PollFlags::IN)];
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        let [socket, others] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready { socket, others })
     }
 
     /// How long to wait when nothing comes: without an end, unless something waits for a retry, or
@@ -242,15 +259,22 @@ impl Worker {
     }
 }
 
+/// What a wait found.
+struct Ready {
+    /// Datagrams.
+    socket: bool,
+    /// What epoll watches: devices, and the session thread's waker.
+    others: bool,
+}
+
 impl AsFd for Lane {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// Event keys of what is no device; devices have 32-bit numbers.
+/// Event key of what is no device; devices have 32-bit numbers.
 const WAKER: u64 = u64::MAX;
-const SOCKET: u64 = u64::MAX - 1;
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Devices looked at in one wake-up.
 const MAX_READY: usize = 64;
