@@ -106,6 +106,19 @@ fn bulk_on_the_plain_path_without_underlay_offloads() {
 }
 
 #[test]
+fn flows_keep_their_order() {
+    run("order.sh", &[]);
+}
+
+#[test]
+fn a_flood_of_one_container_does_not_stop_another() {
+    // Four times the script's own bound: where the tests run beside other work, the time slices of a
+    // scheduler of few cores come to more than what is measured. Without turns between devices the
+    // pings wait for longer than this.
+    run("fair.sh", &["20000"]);
+}
+
+#[test]
 fn containers_of_one_node() {
     run("same-node.sh", &[]);
 }

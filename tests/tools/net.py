@@ -15,6 +15,7 @@
     mark ADDR PORT MARK               one echo request and one datagram filled with MARK; both must come back
     pcap-find FILE MARK               how many packets hold MARK
     pcap-mss FILE SOURCE              the MSS of every SYN sent by SOURCE, sorted, each once
+    pcap-ports FILE SOURCE            how many source ports the UDP datagrams of SOURCE have
     pcap-count FILE MTU SOURCE        packets and bytes sent by SOURCE, super-packets split as for MTU
 """
 import fcntl
@@ -242,6 +243,12 @@ def pcap_mss(path, source):
     print(*sorted(found))
 
 
+def pcap_ports(path, source):
+    source = socket.inet_pton(family(source), source)
+    sent = ((header(data), data) for _, data in packets(path))
+    print(len({data[ip[0] : ip[0] + 2] for ip, data in sent if ip and ip[1:] == (17, source)}))
+
+
 def pcap_count(path, mtu, source):
     """Counts as the wire would see it: a TCP super-packet is as many packets as its MTU asks for."""
     source = socket.inet_pton(family(source), source)
@@ -266,7 +273,7 @@ VERBS = {
     "tcp-serve": tcp_serve, "tcp-send": tcp_send, "tcp-echo": tcp_echo,
     "tcp-talk": tcp_talk, "udp-flow": udp_flow, "udp-count": udp_count, "take-tun": take_tun, "udp-echo": udp_echo, "udp-check": udp_check,
     "udp-train": udp_train,
-    "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-count": pcap_count,
+    "mark": mark_once, "pcap-find": pcap_find, "pcap-mss": pcap_mss, "pcap-ports": pcap_ports, "pcap-count": pcap_count,
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 /* Numbered datagrams: finds every gap and every duplicate.
  *
  *   numbered receive ADDR PORT           prints `ready`, and after SIGTERM
- *                                        `received R highest H gaps G duplicates D overflow O per_second P`
- *   numbered send ADDR PORT RATE SECONDS evenly (RATE 0: as fast as it goes), until its time is over or
- *                                        SIGTERM; prints `sent N per_second P`
+ *                                        `received R highest H gaps G duplicates D reordered E flows F overflow O per_second P`
+ *   numbered send ADDR PORT RATE SECONDS [FLOWS]
+ *                                        evenly (RATE 0: as fast as it goes), until its time is over or
+ *                                        SIGTERM, from so many ports in turn; prints `sent N per_second P`
  *
+ * reordered counts those that came after a later one of their flow, which is their source port.
  * overflow is what the receiving socket itself dropped (SO_RXQ_OVFL): loss after delivery.
  */
 #define _GNU_SOURCE
@@ -19,8 +21,11 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#ifndef SIZE
 #define SIZE 1200          /* bytes a datagram */
+#endif
 #define MOST (1u << 27)    /* numbers that the bitmap holds */
+#define MOST_FLOWS 1024
 
 static volatile sig_atomic_t stop;
 static void on_signal(int number) { (void)number; stop = 1; }
@@ -49,7 +54,8 @@ static int receive(int s) {
     struct timeval patience = {0, 50000};
     setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     uint8_t *seen = calloc(MOST / 8, 1);
-    uint64_t received = 0, duplicates = 0, highest = 0;
+    uint64_t *next = calloc(1 << 16, sizeof *next); /* by source port: one more than the highest number */
+    uint64_t received = 0, duplicates = 0, highest = 0, reordered = 0, flows = 0;
     uint32_t overflow = 0;
     double first = 0, last = 0;
     puts("ready");
@@ -57,7 +63,9 @@ static int receive(int s) {
     for (;;) {
         char data[2048], control[64];
         struct iovec part = {data, sizeof data};
-        struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        struct sockaddr_in6 from; /* IPv4 has its port in the same place */
+        struct msghdr m = {.msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &part, .msg_iovlen = 1,
+                           .msg_control = control, .msg_controllen = sizeof control};
         ssize_t length = recvmsg(s, &m, 0);
         if (length < 0) { if (stop) break; continue; } /* what is queued is read before the end */
         last = now();
@@ -70,14 +78,18 @@ static int receive(int s) {
         if (seen[number / 8] & (1 << number % 8)) duplicates++;
         seen[number / 8] |= 1 << number % 8;
         if (number > highest) highest = number;
+        uint64_t *flow = &next[ntohs(from.sin6_port)];
+        if (!*flow) flows++;
+        if (number + 1 < *flow) reordered++;
+        else *flow = number + 1;
     }
     uint64_t gaps = received ? highest + 1 - (received - duplicates) : 0;
-    printf("received %lu highest %lu gaps %lu duplicates %lu overflow %u per_second %.0f\n", received, highest, gaps,
-           duplicates, overflow, last > first ? received / (last - first) : 0);
+    printf("received %lu highest %lu gaps %lu duplicates %lu reordered %lu flows %lu overflow %u per_second %.0f\n", received,
+           highest, gaps, duplicates, reordered, flows, overflow, last > first ? received / (last - first) : 0);
     return 0;
 }
 
-static int send_all(int s, double rate, double seconds) {
+static int send_all(const int *sockets, int flows, double rate, double seconds) {
     char data[SIZE] = {0};
     uint64_t sent = 0;
     double start = now(), t;
@@ -88,7 +100,7 @@ static int send_all(int s, double rate, double seconds) {
             continue;
         }
         memcpy(data, &sent, sizeof sent);
-        if (send(s, data, sizeof data, 0) == SIZE) sent++;
+        if (send(sockets[sent % flows], data, sizeof data, 0) == SIZE) sent++;
         else if (errno != ENOBUFS && errno != EAGAIN && errno != EINTR) { perror("send"); return 1; }
     }
     printf("sent %lu per_second %.0f\n", sent, sent / (now() - start));
@@ -99,8 +111,11 @@ int main(int count, char **words) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     if (count == 4 && !strcmp(words[1], "receive")) return receive(open_socket(words[2], words[3], 1));
-    if (count == 6 && !strcmp(words[1], "send"))
-        return send_all(open_socket(words[2], words[3], 0), atof(words[4]), atof(words[5]));
-    fprintf(stderr, "usage: numbered receive ADDR PORT | send ADDR PORT RATE SECONDS\n");
+    int flows = count == 7 ? atoi(words[6]) : 1, sockets[MOST_FLOWS];
+    if ((count == 6 || count == 7) && !strcmp(words[1], "send") && flows > 0 && flows <= MOST_FLOWS) {
+        for (int flow = 0; flow < flows; flow++) sockets[flow] = open_socket(words[2], words[3], 0);
+        return send_all(sockets, flows, atof(words[4]), atof(words[5]));
+    }
+    fprintf(stderr, "usage: numbered receive ADDR PORT | send ADDR PORT RATE SECONDS [FLOWS]\n");
     return 2;
 }

@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
+    process::setpriority_process,
+};
 use tokio::sync::mpsc;
 
 use self::{inbound::InboundBuffer, run::SendRun, spin::Spin, staging::Staging};
@@ -107,6 +110,10 @@ impl Worker {
 
     /// Forwards until the data plane stops.
     pub(super) fn run(mut self) {
+        // Of this thread alone. Without the right to it forwarding only waits longer for its turn.
+        if let Err(error) = setpriority_process(None, PRIORITY) {
+            tracing::debug!(%error, worker = self.index, "forwarding has no priority");
+        }
         let mut events = Vec::with_capacity(MAX_READY);
         while !self.shared.stop.load(Relaxed) {
             let ready = match self.wait() {
@@ -275,6 +282,9 @@ impl AsFd for Lane {
 
 /// Event key of what is no device; devices have 32-bit numbers.
 const WAKER: u64 = u64::MAX;
+/// A nice value. Forwarding goes before what containers do, as it does where the kernel forwards: one that
+/// floods would otherwise make all others wait for its time slices.
+const PRIORITY: i32 = -10;
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Devices looked at in one wake-up.
 const MAX_READY: usize = 64;
