@@ -26,9 +26,10 @@ use overlay::{
             AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest, CreateEndpointRequest,
             CreateEndpointResponse, CreateNetworkRequest, Hello, JoinTokenRequest,
             JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
-            ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest, Role,
-            agent_message, attachment_client::AttachmentClient, control_client::ControlClient,
-            dispatch_client::DispatchClient, manager_message, membership_client::MembershipClient,
+            ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest,
+            RemoveNodeRequest, Role, agent_message, attachment_client::AttachmentClient,
+            control_client::ControlClient, dispatch_client::DispatchClient, manager_message,
+            membership_client::MembershipClient,
         },
         tls::{self, Credentials},
     },
@@ -504,6 +505,22 @@ async fn agents_are_told_the_heartbeat_and_given_up_by_it() {
         NodeStatus::Ready,
         "it keeps to what it was told"
     );
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_floods_its_stream_is_cut_off_when_it_is_removed() {
+    let cluster = Cluster::found().await;
+    let n2 = cluster.worker("n2").await;
+    let mut client = DispatchClient::new(cluster.channel(&n2.credentials).await);
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
+    let flood = stream::iter([hello]).chain(stream::repeat(ping));
+    let mut told = client.session(flood).await.unwrap().into_inner();
+    assert!(told.message().await.unwrap().is_some());
+    let remove = RemoveNodeRequest { reference: "n2".into(), force: true };
+    cluster.control().await.remove_node(remove).await.unwrap();
+    within(async { while let Ok(Some(_)) = told.message().await {} }).await;
     cluster.manager.shutdown().await;
 }
 

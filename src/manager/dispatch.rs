@@ -300,10 +300,10 @@ impl Dispatcher {
         witnesses
     }
 
-    /// Takes the nodes that the agent is to look for.
-    pub fn take_wanted(&self, handle: &SessionHandle) -> Vec<NodeId> {
+    /// Takes the nodes that the agent is to look for; `None` if the session ended.
+    pub fn take_wanted(&self, handle: &SessionHandle) -> Option<Vec<NodeId>> {
         let mut sessions = self.locked();
-        sessions.of(handle).map(|session| std::mem::take(&mut session.wanted)).unwrap_or_default()
+        sessions.of(handle).map(|session| std::mem::take(&mut session.wanted))
     }
 
     /// Takes the digests of the trusted roots if the agent is to be told them.

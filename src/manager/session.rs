@@ -117,7 +117,7 @@ impl SessionTask {
         let mut heartbeat = *told.borrow_and_update();
         let begun = self.send_heartbeat(heartbeat).await
             && self.send_snapshot(snapshot).await
-            && self.handle_wake(handle).await;
+            && self.handle_wake(handle).await.is_ok();
         if !begun {
             return Ended::Closed;
         }
@@ -129,8 +129,15 @@ impl SessionTask {
         let mut next_delta = Instant::now();
         loop {
             tokio::select! {
-                // What came is heard before the time is looked at: a late reader is no silent agent.
+                // The end first, which no flood of messages may put off. What came is heard before the
+                // time is looked at: a late reader is no silent agent.
                 biased;
+                () = handle.wake.notified() => {
+                    due = true;
+                    if let Err(ended) = self.handle_wake(handle).await {
+                        return ended;
+                    }
+                }
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => {
                         heard = Instant::now();
@@ -143,12 +150,6 @@ impl SessionTask {
                     }
                     Ok(None) | Err(_) => return Ended::Closed,
                 },
-                () = handle.wake.notified() => {
-                    due = true;
-                    if !self.handle_wake(handle).await {
-                        return Ended::Closed;
-                    }
-                }
                 // Only a stream with room is asked what is due: until then changes are coalesced.
                 () = room(&self.outbound, next_delta), if due => {
                     let sent = match shared.dispatcher.take(handle) {
@@ -191,17 +192,20 @@ impl SessionTask {
         }
     }
 
-    /// Sends what is due beside the table; tells whether the stream goes on.
-    async fn handle_wake(&self, handle: &SessionHandle) -> bool {
+    /// Sends what is due beside the table.
+    async fn handle_wake(&self, handle: &SessionHandle) -> Result<(), Ended> {
         let dispatcher = &self.shared.dispatcher;
-        for node in dispatcher.take_wanted(handle) {
+        for node in dispatcher.take_wanted(handle).ok_or(Ended::ByManager)? {
             // A witness that takes nothing counts as one that heard nothing.
             let look = manager_message::Message::LookFor(node.to_bytes().to_vec());
             let _ = self.outbound.try_send(message(look));
         }
-        let Some(digests) = dispatcher.take_roots(handle) else { return true };
+        let Some(digests) = dispatcher.take_roots(handle) else { return Ok(()) };
         let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };
-        self.send(manager_message::Message::Roots(roots)).await
+        match self.send(manager_message::Message::Roots(roots)).await {
+            true => Ok(()),
+            false => Err(Ended::Closed),
+        }
     }
 
     async fn send_heartbeat(&self, heartbeat: Duration) -> bool {
