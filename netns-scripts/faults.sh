@@ -72,6 +72,20 @@ sed -i "/-e2$/d" "$WORK/namespaces"
 wait_until 5 has_not e2
 say "a namespace deleted under its endpoint takes it along"
 
+# A manager that hangs holds up nothing for long, and what was asked of it is not done by half.
+manager=$(pgrep -f "$WORK/n1/state")
+kill -STOP "$manager"
+START=$SECONDS
+refused 1 "the manager does not answer; see whether it runs" oc 2 attach "netns:$(full e3)" --network blue --name e3
+[ $((SECONDS - START)) -le 14 ] || die "an attachment waited $((SECONDS - START)) s for a manager that hangs"
+kill -CONT "$manager"
+wait_until 40 connected 2
+wait_until 10 has_not e3
+assert_eq "$(ip_in e3 -o link show | grep -c ': eth0' || true)" 0 "interfaces of an attachment without an answer"
+oc 2 attach "netns:$(full e3)" --network blue --name e3 >"$WORK/attach.out"
+oc 2 detach e3 >"$WORK/detach.out"
+say "a manager that hangs is told, and leaves nothing half done"
+
 # n4 has an address that nobody reaches: the data port is shut.
 netns n4
 ip link add u0 netns "$(full n4)" mtu 1500 type veth peer name n4 netns "$(full net)" mtu 1500

@@ -221,6 +221,9 @@ end_writer() {
     WROTE=$(tail -n 1 "$WORK/writer.out")
 }
 
+# field NAME WORD: the number after WORD in what a tool wrote to NAME.out
+field() { sed -n "s/.*\b$2 \([0-9]*\).*/\1/p" "$WORK/$1.out"; }
+
 # --- captures ----------------------------------------------------------------------------------
 
 # tool NAME: builds a C program of tests/tools and sets TOOL to it

@@ -14,8 +14,6 @@ container 2 c2 blue
 addr=$(address c2 4)
 ping_from c1 "$addr"
 
-field() { sed -n "s/.*\b$2 \([0-9]*\).*/\1/p" "$WORK/$1.out"; }
-
 # The receiver finds what is out of order.
 serve c2 "$WORK/planted.out" "$numbered" receive "$addr" 5003
 in_ns c2 python3 - "$addr" <<'P'

@@ -13,8 +13,6 @@ container 2 c2 blue
 addr=$(address c2 4)
 ping_from c1 "$addr"
 
-field() { sed -n "s/.*\b$2 \([0-9]*\).*/\1/p" "$WORK/$1.out"; }
-
 # half of what arrives of a flood, the least of three
 rate=1000000000
 for _ in 1 2 3; do

@@ -23,13 +23,14 @@ use overlay::{
     api::{
         Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
         proto::{
-            AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest, CreateEndpointRequest,
-            CreateEndpointResponse, CreateNetworkRequest, Hello, JoinTokenRequest,
-            JoinTokenResponse, LeaveRequest, ListEndpointsRequest, ListEndpointsResponse,
-            ListNodesRequest, ManagerMessage, NodeStatus, Ping, RemoveEndpointRequest,
-            RemoveNodeRequest, Role, agent_message, attachment_client::AttachmentClient,
-            control_client::ControlClient, dispatch_client::DispatchClient, manager_message,
-            membership_client::MembershipClient,
+            self, AdoptEndpointsRequest, AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest,
+            CreateEndpointRequest, CreateEndpointResponse, CreateNetworkRequest, Hello,
+            JoinTokenRequest, JoinTokenResponse, LeaveRequest, ListEndpointsRequest,
+            ListEndpointsResponse, ListNodesRequest, ManagerMessage, NodeStatus, Ping,
+            RemoveEndpointRequest, RemoveNodeRequest, Role, Scope, ScopeDigest, agent_message,
+            attachment_client::AttachmentClient, control_client::ControlClient,
+            dispatch_client::DispatchClient, manager_message, membership_client::MembershipClient,
+            scope,
         },
         tls::{self, Credentials},
     },
@@ -521,6 +522,36 @@ async fn a_node_that_floods_its_stream_is_cut_off_when_it_is_removed() {
     let remove = RemoveNodeRequest { reference: "n2".into(), force: true };
     cluster.control().await.remove_node(remove).await.unwrap();
     within(async { while let Ok(Some(_)) = told.message().await {} }).await;
+    cluster.manager.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_with_thousands_of_endpoints_and_networks_is_heard() {
+    let cluster = Cluster::found().await;
+    let n2 = cluster.worker("n2").await;
+    cluster.network("blue").await;
+    let one = cluster.endpoint(&n2, "blue").await.endpoint.unwrap();
+    let numbered = |number: u32| {
+        let mut id = one.id.clone();
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        id
+    };
+    let channel = cluster.channel(&n2.credentials).await;
+    let endpoints = (0..5000).map(|number| proto::Endpoint { id: numbered(number), ..one.clone() });
+    let adopt = AdoptEndpointsRequest { endpoints: endpoints.collect() };
+    let adopted = AttachmentClient::new(channel.clone()).adopt_endpoints(adopt).await.unwrap();
+    assert_eq!(adopted.into_inner().not_adopted.len(), 5000, "their address is the first one's");
+
+    let digest = |number| ScopeDigest {
+        scope: Some(Scope { scope: Some(scope::Scope::Network(numbered(number))) }),
+        digest: vec![7; 16],
+    };
+    let hello = Hello { scopes: (0..5000).map(digest).collect(), ..Hello::default() };
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
+    let stays = stream::iter([hello]).chain(stream::pending());
+    let mut told = DispatchClient::new(channel).session(stays).await.unwrap().into_inner();
+    assert!(told.message().await.unwrap().is_some());
+    drop(told);
     cluster.manager.shutdown().await;
 }
 

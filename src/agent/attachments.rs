@@ -36,10 +36,13 @@ use super::{
     records::{Device, EndpointRecord, Records},
 };
 use crate::{
-    api::proto::{
-        AdoptEndpointsRequest, AttachRequest, AttachResponse, AwaitAcknowledgedRequest,
-        CreateEndpointRequest, LocalEndpoint, RemoveEndpointRequest,
-        attachment_client::AttachmentClient,
+    api::{
+        channel::answer,
+        proto::{
+            AdoptEndpointsRequest, AttachRequest, AttachResponse, AwaitAcknowledgedRequest,
+            CreateEndpointRequest, LocalEndpoint, RemoveEndpointRequest,
+            attachment_client::AttachmentClient,
+        },
     },
     engine::{
         cluster::{Kind, resolve},
@@ -132,7 +135,7 @@ impl Attachments {
             addresses: request.addresses.clone(),
             aliases: request.aliases.clone(),
         };
-        let created = client.create_endpoint(create).await?.into_inner();
+        let created = answer(client.create_endpoint(create)).await?;
         let bent = || Status::internal("the manager's answer is not whole");
         let endpoint: Endpoint = created.endpoint.ok_or_else(bent)?.try_into()?;
         let network: Network = created.network.ok_or_else(bent)?.try_into()?;
@@ -173,8 +176,8 @@ impl Attachments {
         let network = network_id.to_bytes().to_vec();
         let wait = AwaitAcknowledgedRequest { network, revision };
         // The endpoint works whether or not the others could be asked.
-        let lagging = match client.await_acknowledged(wait).await {
-            Ok(answer) => answer.into_inner().lagging,
+        let lagging = match answer(client.await_acknowledged(wait)).await {
+            Ok(answer) => answer.lagging,
             Err(status) => {
                 warn!(error = status.message(), "whether all nodes know is not known");
                 Vec::new()
@@ -283,7 +286,7 @@ impl Attachments {
         let request = RemoveEndpointRequest { endpoint: id.to_bytes().to_vec() };
         let removed = match self.manager.channel() {
             Ok(channel) => {
-                AttachmentClient::new(channel).remove_endpoint(request).await.map(|_| ())
+                answer(AttachmentClient::new(channel).remove_endpoint(request)).await.map(|_| ())
             }
             Err(status) => Err(status),
         };
@@ -341,22 +344,21 @@ impl Attachments {
     /// ends here.
     async fn report(&self, epoch: u64) {
         let before = self.reported.swap(epoch, Relaxed);
-        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
-        let of_before = records.iter().any(|record| record.position.epoch < epoch);
-        // A node that is new in its first epoch has nothing to say.
-        if before == epoch || (before == 0 && !of_before) {
+        if before == epoch {
             return;
         }
+        // Also one that has nothing: the manager waits for every node.
+        let records: Vec<EndpointRecord> = self.held().values().cloned().collect();
         let endpoints = records.iter().map(|record| (&record.endpoint).into()).collect();
         let adopted = match self.manager.channel() {
             Ok(channel) => {
                 let request = AdoptEndpointsRequest { endpoints };
-                AttachmentClient::new(channel).adopt_endpoints(request).await
+                answer(AttachmentClient::new(channel).adopt_endpoints(request)).await
             }
             Err(status) => Err(status),
         };
         let adopted = match adopted {
-            Ok(adopted) => adopted.into_inner(),
+            Ok(adopted) => adopted,
             Err(status) => {
                 warn!(error = status.message(), "the manager does not know what this node has");
                 self.reported.store(before, Relaxed);

@@ -14,7 +14,8 @@ use tonic::{Status, transport::Channel};
 use super::Identity;
 use crate::{
     api::{
-        JoinToken, channel,
+        JoinToken,
+        channel::{self, answer},
         proof::{self, Purpose, Statement},
         proto::{
             ChallengeRequest, ChallengeResponse, JoinRequest, LeaveRequest,
@@ -163,18 +164,18 @@ pub async fn join(
     let (mut request, key) = introduction.request().map_err(internal)?;
     request.token_secret = token.secret_text();
     let mut client = MembershipClient::new(channel);
-    let challenge = client.challenge(ChallengeRequest {}).await?.into_inner();
+    let challenge = answer(client.challenge(ChallengeRequest {})).await?;
     introduction.answer(&challenge, &mut request).map_err(internal)?;
-    let answer = client.join(request).await?.into_inner();
+    let joined = answer(client.join(request)).await?;
 
     let bent = |what| Status::internal(format!("the manager's answer has no {what}"));
-    let cluster = answer.cluster_id.as_slice().try_into().map_err(|_| bent("cluster id"))?;
-    let node = answer.node.ok_or_else(|| bent("node"))?.try_into()?;
-    let root = CertificateDer::from(answer.root);
+    let cluster = joined.cluster_id.as_slice().try_into().map_err(|_| bent("cluster id"))?;
+    let node = joined.node.ok_or_else(|| bent("node"))?.try_into()?;
+    let root = CertificateDer::from(joined.root);
     if tls::root_digest(&root) != token.digest {
         return Err(bent("root of the token's digest"));
     }
-    let certificate = CertificateDer::from(answer.certificate);
+    let certificate = CertificateDer::from(joined.certificate);
     Ok(Joined { cluster, node, credentials: Credentials { certificate, key, roots: vec![root] } })
 }
 
@@ -183,7 +184,7 @@ pub async fn join(
 /// # Errors
 /// The manager does not do it.
 pub async fn leave(channel: Channel) -> Result<(), Status> {
-    MembershipClient::new(channel).leave(LeaveRequest {}).await?;
+    answer(MembershipClient::new(channel).leave(LeaveRequest {})).await?;
     Ok(())
 }
 

@@ -226,9 +226,9 @@ impl Node {
     async fn start_epoch(&self) -> Result<InitResponse, Status> {
         let member = self.manager().await?;
         let mut control = ControlClient::new(member.manager.channel()?);
-        control.start_epoch(StartEpochRequest {}).await?;
+        channel::answer(control.start_epoch(StartEpochRequest {})).await?;
         let token = JoinTokenRequest { role: proto::Role::Worker.into(), ..Default::default() };
-        let token = control.join_token(token).await?.into_inner();
+        let token = channel::answer(control.join_token(token)).await?;
         Ok(InitResponse {
             cluster_id: member.cluster.to_vec(),
             node: Some((&member.node).into()),
@@ -595,7 +595,7 @@ async fn undo_join(manager: SocketAddr, credentials: &tls::Credentials) -> anyho
 /// Has others look for this node, and says what is to be done if none of them reaches it.
 async fn not_reached(member: &Member) -> Option<String> {
     let mut client = AttachmentClient::new(member.manager.channel().ok()?);
-    let checked = client.check_reach(CheckReachRequest {}).await.ok()?.into_inner();
+    let checked = channel::answer(client.check_reach(CheckReachRequest {})).await.ok()?;
     (checked.witnesses > 0 && !checked.reached).then(|| {
         let addr = member.node.data_addr;
         format!(

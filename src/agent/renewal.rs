@@ -12,10 +12,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use aws_lc_rs::rand;
 use rustls::pki_types::CertificateDer;
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::sleep};
 use tonic::{Status, transport::Channel};
 use tracing::{info, warn};
 
@@ -119,18 +116,16 @@ pub async fn renew(
 ) -> anyhow::Result<Credentials> {
     let mut client = MembershipClient::new(channel);
     let told = |status: Status| anyhow!("{}", status.message().to_owned());
-    let challenge = timeout(ANSWER, client.challenge(ChallengeRequest {})).await;
-    let challenge = challenge.context("the manager does not answer")?.map_err(told)?;
+    let challenge = channel::answer(client.challenge(ChallengeRequest {})).await.map_err(told)?;
     let asked = CertificateRequest::new(identity)?;
-    let key_proof = asked.key_proof(identity, Purpose::Renew(node), challenge.get_ref())?;
+    let key_proof = asked.key_proof(identity, Purpose::Renew(node), &challenge)?;
     let request = RenewRequest {
         node: node.to_bytes().to_vec(),
         certificate_key: asked.point,
         certificate_key_proof: asked.proof,
         key_proof,
     };
-    let answer = timeout(ANSWER, client.renew(request)).await;
-    let answer = answer.context("the manager does not answer")?.map_err(told)?.into_inner();
+    let answer = channel::answer(client.renew(request)).await.map_err(told)?;
     Ok(Credentials {
         certificate: CertificateDer::from(answer.certificate),
         key: asked.key,
@@ -144,6 +139,3 @@ fn drawn() -> u8 {
     let _ = rand::fill(&mut byte);
     byte[0]
 }
-
-/// How long the manager may take for an answer.
-const ANSWER: Duration = Duration::from_secs(10);

@@ -13,7 +13,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 use super::tls::{MANAGER_NAME, OtherRoot};
 
@@ -101,6 +104,21 @@ pub async fn to_manager(
     over(stream).await.map_err(|error| ConnectError::Transport { addr, error })
 }
 
+/// Awaits a manager's answer, no longer than one that works may take for any.
+///
+/// # Errors
+/// The manager refuses, or does not answer.
+pub async fn answer<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    let late = |_| {
+        Status::deadline_exceeded(
+            "the manager does not answer; see whether it runs, then try again",
+        )
+    };
+    Ok(timeout(ANSWER_TIMEOUT, call).await.map_err(late)??.into_inner())
+}
+
 /// Opens a channel to the node that serves a unix socket.
 ///
 /// # Errors
@@ -139,3 +157,5 @@ where
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A manager ends a call after 10 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(11);

@@ -1,7 +1,8 @@
 //! What attaching a container needs of the cluster, for every node and only about its own endpoints.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{
-        parse_id, parse_list, parse_text,
+        Malformed, parse_id, parse_list, parse_text,
         proto::{
             self, AdoptEndpointsRequest, AdoptEndpointsResponse, AwaitAcknowledgedRequest,
             AwaitAcknowledgedResponse, CheckReachRequest, CheckReachResponse,
@@ -40,7 +41,7 @@ impl proto::attachment_server::Attachment for Attachment {
     ) -> Answer<CreateEndpointResponse> {
         let node = self.shared.member(&request)?.id;
         let request = request.into_inner();
-        self.shared.recovery.settled().await;
+        self.shared.recovery.settled().await?;
         let network = self.shared.network(&request.network)?;
         let name = request.name.as_deref().map(|name| parse_text("name", name)).transpose()?;
         let create = CreateEndpoint {
@@ -80,14 +81,26 @@ impl proto::attachment_server::Attachment for Attachment {
         request: Request<AdoptEndpointsRequest>,
     ) -> Answer<AdoptEndpointsResponse> {
         let node = self.shared.member(&request)?.id;
+        let endpoints: Vec<Endpoint> = request
+            .into_inner()
+            .endpoints
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, Malformed>>()?;
+        let adopt = async |endpoint: Endpoint| {
+            let id = endpoint.id;
+            let command = Command::AdoptEndpoint(Endpoint { node, ..endpoint });
+            (id, self.shared.log.propose(command).await)
+        };
+        // Many at once, which the log writes together.
+        let mut adopted = pin!(stream::iter(endpoints).map(adopt).buffered(ADOPTED_AT_ONCE));
         let mut not_adopted = Vec::new();
-        for endpoint in request.into_inner().endpoints {
-            let id = endpoint.id.clone();
-            let endpoint = Endpoint { node, ..endpoint.try_into()? };
-            match self.shared.log.propose(Command::AdoptEndpoint(endpoint)).await {
+        while let Some((id, adopted)) = adopted.next().await {
+            match adopted {
                 Ok(_) => {}
                 Err(ProposeError::Refused(refusal)) => {
-                    not_adopted.push(NotAdopted { endpoint: id, why: refusal.to_string() });
+                    let endpoint = id.to_bytes().to_vec();
+                    not_adopted.push(NotAdopted { endpoint, why: refusal.to_string() });
                 }
                 Err(error) => return Err(status::of_proposal(error)),
             }
@@ -145,6 +158,8 @@ impl Attachment {
     }
 }
 
+/// Endpoints of one node that wait for the log at once.
+const ADOPTED_AT_ONCE: usize = 256;
 /// How long an attachment waits for the other nodes: longer than a healthy node ever takes, short
 /// enough for the operator who waits.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -237,7 +237,6 @@ impl proto::control_server::Control for Control {
 }
 
 impl Control {
-    /// Returns the calling node if it is a manager.
     /// Refuses all but the node that this manager runs on.
     fn own_node<T>(&self, request: &Request<T>) -> Result<(), Status> {
         match self.manager(request)?.id == self.shared.node {
@@ -251,6 +250,7 @@ impl Control {
         found.map_err(status::of_refusal)
     }
 
+    /// Returns the calling node if it is a manager.
     fn manager<T>(&self, request: &Request<T>) -> Result<Node, Status> {
         let node = self.shared.member(request)?;
         match node.role {

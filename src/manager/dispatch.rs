@@ -247,7 +247,9 @@ impl Dispatcher {
         let keys = self.keys_of(handle.node);
         let mut sessions = self.locked();
         let session = sessions.of(handle)?;
-        if scopes.is_some() && !session.has_no_changes() {
+        // The agent may have thrown away what it was sent and has not acknowledged.
+        let on_its_way = session.acknowledged < session.sent;
+        if scopes.is_some() && (!session.has_no_changes() || on_its_way) {
             return None;
         }
         let with_keys = scopes.as_ref().is_none_or(|scopes| scopes.contains(&ScopeId::Peers));
@@ -283,18 +285,14 @@ impl Dispatcher {
         let networks = state.endpoints_of(node).map(|endpoint| endpoint.network);
         let sharing = networks.filter_map(|network| sessions.interested.get(&network)).flatten();
         let candidates = sharing.chain(&sessions.managers).copied().filter(|other| *other != node);
+        let candidates: Vec<NodeId> = candidates.collect();
         let mut witnesses = BTreeSet::new();
         for candidate in candidates {
-            if witnesses.len() < most && sessions.by_node.contains_key(&candidate) {
-                witnesses.insert(candidate);
-            }
-        }
-        for witness in &witnesses {
-            if let Some(session) = sessions.by_node.get_mut(witness)
-                && session.wanted.len() < MAX_WANTED
+            if witnesses.len() < most
+                && let Some(session) = sessions.by_node.get_mut(&candidate)
+                && session.want(node)
             {
-                session.wanted.push(node);
-                session.wake.notify_one();
+                witnesses.insert(candidate);
             }
         }
         witnesses
@@ -401,6 +399,19 @@ impl Session {
     /// Whether the agent was sent everything.
     fn is_up_to_date(&self) -> bool {
         self.has_no_changes() && !self.keys_due
+    }
+
+    /// Has the agent look for a node; tells whether it will. Who is not asked is no witness.
+    fn want(&mut self, node: NodeId) -> bool {
+        if self.wanted.contains(&node) {
+            return true;
+        }
+        let takes = self.wanted.len() < MAX_WANTED;
+        if takes {
+            self.wanted.push(node);
+            self.wake.notify_one();
+        }
+        takes
     }
 
     fn has_no_changes(&self) -> bool {

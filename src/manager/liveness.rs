@@ -51,7 +51,11 @@ impl NodeWatch {
 
     /// Something came on a node's stream.
     pub fn handle_heard(&self, node: NodeId) {
-        self.locked().handle_heard(node, clock::now());
+        let mut liveness = self.locked();
+        liveness.handle_heard(node, clock::now());
+        if liveness.has_output() {
+            self.sooner.notify_one();
+        }
     }
 
     /// A node's stream ended.

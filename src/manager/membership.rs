@@ -114,6 +114,7 @@ impl proto::membership_server::Membership for Membership {
         }
         let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
         removed.map_err(status::of_proposal)?;
+        self.shared.watch.handle_removed(node.id);
         info!(node = %node.name, id = %node.id, "node left");
         Ok(Response::new(LeaveResponse {}))
     }

@@ -270,9 +270,11 @@ impl Manager {
             )
             .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(
-                AttachmentServer::new(attachment).max_decoding_message_size(MAX_JOIN_BYTES),
+                AttachmentServer::new(attachment).max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
-            .add_service(DispatchServer::new(dispatch).max_decoding_message_size(MAX_JOIN_BYTES));
+            .add_service(
+                DispatchServer::new(dispatch).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            );
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
             // A dropped sender is a stop too.
             let _ = stopped.await;
@@ -448,6 +450,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 128;
 /// Ends connections whose other end vanished.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Join requests and what agents say on their streams are small.
+/// Whoever may ask this is no member yet, and has little to say.
 const MAX_JOIN_BYTES: usize = 64 << 10;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);

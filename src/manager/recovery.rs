@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::{sync::watch, time::timeout};
+use tonic::Status;
 use tracing::{info, warn};
 
 use super::Shared;
@@ -49,10 +50,20 @@ impl Recovery {
         self.settled.send_modify(|_| {});
     }
 
-    /// Waits until addresses may be handed out.
-    pub async fn settled(&self) {
+    /// Waits until addresses may be handed out, as long as a call may take.
+    ///
+    /// # Errors
+    /// Nodes have not said what they have.
+    pub async fn settled(&self) -> Result<(), Status> {
+        let mut changes = self.settled.subscribe();
         // The sender is ours, so it cannot be gone.
-        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
+        match timeout(CALL_PATIENCE, changes.wait_for(|settled| *settled)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Status::unavailable(format!(
+                "{} node(s) have not said since the recovery which addresses they have; try again within a minute, or remove those that are gone",
+                self.awaited().len()
+            ))),
+        }
     }
 
     /// Settles the epoch of `shared` when all have reported, or after a while.
@@ -76,6 +87,7 @@ impl Recovery {
     }
 }
 
-/// A node that is there comes back within a second or two, and an operator waits for a new address
-/// no longer than a call takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than any agent waits between its attempts to connect.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Below what a call may take.
+const CALL_PATIENCE: Duration = Duration::from_secs(8);

@@ -196,9 +196,10 @@ impl SessionTask {
     async fn handle_wake(&self, handle: &SessionHandle) -> Result<(), Ended> {
         let dispatcher = &self.shared.dispatcher;
         for node in dispatcher.take_wanted(handle).ok_or(Ended::ByManager)? {
-            // A witness that takes nothing counts as one that heard nothing.
             let look = manager_message::Message::LookFor(node.to_bytes().to_vec());
-            let _ = self.outbound.try_send(message(look));
+            if !self.send(look).await {
+                return Err(Ended::Closed);
+            }
         }
         let Some(digests) = dispatcher.take_roots(handle) else { return Ok(()) };
         let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };

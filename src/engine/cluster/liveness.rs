@@ -109,7 +109,12 @@ impl Liveness {
         match watch.standing {
             Standing::Alive => {}
             Standing::Asked { .. } | Standing::ManagementLost => watch.standing = Standing::Alive,
-            // The streams of a node that is down were given up; it comes back by a new one.
+            // Its stream was open all the time, and read late.
+            Standing::Down if watch.stream == Stream::Open => {
+                watch.standing = Standing::Alive;
+                self.outputs.push_back(Verdict::Ready(node));
+            }
+            // Of a stream that was given up; it comes back by a new one.
             Standing::Down => {}
         }
     }
@@ -209,6 +214,11 @@ impl Liveness {
     /// Takes the next thing to do.
     pub fn poll_output(&mut self) -> Option<Verdict> {
         self.outputs.pop_front()
+    }
+
+    /// Whether there is something to do.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
     }
 
     /// When something is due for a node.

@@ -142,6 +142,25 @@ fn a_manager_that_starts_counts_from_its_start() {
 }
 
 #[test]
+fn a_node_whose_open_stream_was_read_late_is_ready_again() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::new(), at(2700));
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
+    liveness.handle_heard(A, at(3600));
+    assert!(liveness.has_output());
+    assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
+
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_closed(A, Closed::ByManager, at(2700));
+    liveness.handle_asked(A, BTreeSet::new(), at(2700));
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
+    liveness.handle_heard(A, at(3600));
+    assert_eq!(liveness.poll_output(), None, "a stream that was given up");
+}
+
+#[test]
 fn a_longer_interval_puts_off_what_is_due_and_a_shorter_one_waits_for_those_not_told_yet() {
     let mut liveness = only_a_vanishes(0);
     liveness.set_interval(Duration::from_secs(2), at(2000));
