@@ -64,6 +64,8 @@ struct Session {
     roots_due: bool,
     /// The nodes that the agent is to look for.
     wanted: Vec<NodeId>,
+    /// Those that it was told, and has not answered for: as often as it was.
+    looking: Vec<NodeId>,
     wake: Arc<Notify>,
 }
 
@@ -197,6 +199,7 @@ impl Dispatcher {
             keys_due: false,
             roots_due: true,
             wanted: Vec::new(),
+            looking: Vec::new(),
             wake: wake.clone(),
         };
         for network in session.scope.networks() {
@@ -244,7 +247,6 @@ impl Dispatcher {
         handle: &SessionHandle,
         scopes: Option<BTreeSet<ScopeId>>,
     ) -> Option<Snapshot> {
-        let keys = self.keys_of(handle.node);
         let mut sessions = self.locked();
         let session = sessions.of(handle)?;
         // The agent may have thrown away what it was sent and has not acknowledged.
@@ -258,7 +260,10 @@ impl Dispatcher {
         session.sent = state.revision();
         session.newest = state.revision();
         session.marked = state.revision();
-        Some(session.scope.snapshot(state, scopes, &keys))
+        let scope = session.scope.clone();
+        // Others need not wait for it: the state is held as it is.
+        drop(sessions);
+        Some(scope.snapshot(state, scopes, &self.keys_of(handle.node)))
     }
 
     /// Returns what a bookmark for the agent says, if everything was sent since the last.
@@ -301,7 +306,17 @@ impl Dispatcher {
     /// Takes the nodes that the agent is to look for; `None` if the session ended.
     pub fn take_wanted(&self, handle: &SessionHandle) -> Option<Vec<NodeId>> {
         let mut sessions = self.locked();
-        sessions.of(handle).map(|session| std::mem::take(&mut session.wanted))
+        let session = sessions.of(handle)?;
+        session.looking.extend(&session.wanted);
+        Some(std::mem::take(&mut session.wanted))
+    }
+
+    /// Notes that the agent has looked for a node; tells whether it was to.
+    pub fn handle_looked(&self, handle: &SessionHandle, node: NodeId) -> bool {
+        let mut sessions = self.locked();
+        let Some(session) = sessions.of(handle) else { return false };
+        let told = session.looking.iter().position(|told| *told == node);
+        told.map(|at| session.looking.swap_remove(at)).is_some()
     }
 
     /// Takes the digests of the trusted roots if the agent is to be told them.
@@ -406,7 +421,7 @@ impl Session {
         if self.wanted.contains(&node) {
             return true;
         }
-        let takes = self.wanted.len() < MAX_WANTED;
+        let takes = self.wanted.len() + self.looking.len() < MAX_WANTED;
         if takes {
             self.wanted.push(node);
             self.wake.notify_one();

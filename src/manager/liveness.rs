@@ -2,14 +2,17 @@
 //! becomes a command. One task, which ends with the manager.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    iter,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     sync::{Notify, broadcast},
-    time::{Instant, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -33,9 +36,9 @@ pub struct NodeWatch {
 }
 
 impl NodeWatch {
-    /// Starts with the nodes that the state holds to be ready.
-    pub fn new(state: &State) -> Self {
-        let mut liveness = Liveness::new(state.heartbeat());
+    /// Starts with the nodes that the state holds to be ready; `own` is the manager's.
+    pub fn new(state: &State, own: NodeId) -> Self {
+        let mut liveness = Liveness::new(state.heartbeat(), own);
         for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
             liveness.handle_known(node.id, clock::now());
         }
@@ -64,7 +67,7 @@ impl NodeWatch {
         self.sooner.notify_one();
     }
 
-    /// A witness has looked for a node.
+    /// A witness that was asked has looked for a node.
     pub fn handle_witness(&self, witness: NodeId, node: NodeId, heard: Heard) {
         // Mostly nobody wants to know.
         let _ = self.looked.send((node, heard));
@@ -135,47 +138,58 @@ impl LivenessTask {
         let mut heartbeat = self.shared.dispatcher.heartbeat();
         heartbeat.mark_changed();
         loop {
-            let due = {
+            let (verdicts, wait) = {
                 let mut liveness = watch.locked();
-                liveness.handle_timeout(clock::now());
-                liveness.poll_output().map_or_else(
-                    || Err(liveness.poll_timeout().map(|at| at.since(clock::now()))),
-                    Ok,
-                )
+                let now = clock::now();
+                liveness.handle_timeout(now);
+                let verdicts: Vec<Verdict> = iter::from_fn(|| liveness.poll_output()).collect();
+                (verdicts, liveness.poll_timeout().map(|at| at.since(now)))
             };
-            match due {
-                Ok(verdict) => self.handle(verdict).await,
-                Err(Some(wait)) => {
-                    tokio::select! {
-                        () = sleep_until(Instant::now() + wait) => {}
-                        () = watch.sooner.notified() => {}
-                        Ok(()) = heartbeat.changed() => {
-                            let interval = *heartbeat.borrow_and_update();
-                            info!(?interval, "nodes are to be heard once an interval");
-                            watch.locked().set_interval(interval, clock::now());
-                        }
-                    }
+            if !verdicts.is_empty() {
+                self.handle(verdicts).await;
+                continue;
+            }
+            let due = async {
+                match wait {
+                    Some(wait) => sleep(wait).await,
+                    None => pending().await,
                 }
-                Err(None) => watch.sooner.notified().await,
+            };
+            tokio::select! {
+                () = due => {}
+                () = watch.sooner.notified() => {}
+                Ok(()) = heartbeat.changed() => {
+                    let interval = *heartbeat.borrow_and_update();
+                    info!(?interval, "nodes are to be heard once an interval");
+                    watch.locked().set_interval(interval, clock::now());
+                }
             }
         }
     }
 
-    async fn handle(&self, verdict: Verdict) {
-        match verdict {
-            Verdict::Ask(node) => {
-                let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
-                let witnesses: BTreeSet<NodeId> = self.shared.log.read(look);
-                info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
-                self.shared.watch.locked().handle_asked(node, witnesses, clock::now());
-            }
-            Verdict::Ready(node) => self.note(node, NodeStatus::Ready).await,
-            Verdict::Down(node) => {
-                let silent = self.shared.watch.silent_for(node).unwrap_or_default();
-                warn!(%node, silent_ms = silent.as_millis(), "a node is down");
-                self.note(node, NodeStatus::Down).await;
+    /// Asks at once, and notes what nodes came to together: hundreds may vanish in one moment, and
+    /// who is not asked for in time is down.
+    async fn handle(&self, verdicts: Vec<Verdict>) {
+        let mut statuses = BTreeMap::new();
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Ask(node) => self.ask(node),
+                Verdict::Ready(node) => drop(statuses.insert(node, NodeStatus::Ready)),
+                Verdict::Down(node) => {
+                    let silent = self.shared.watch.silent_for(node).unwrap_or_default();
+                    warn!(%node, silent_ms = silent.as_millis(), "a node is down");
+                    statuses.insert(node, NodeStatus::Down);
+                }
             }
         }
+        join_all(statuses.into_iter().map(|(node, status)| self.note(node, status))).await;
+    }
+
+    fn ask(&self, node: NodeId) {
+        let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
+        let witnesses: BTreeSet<NodeId> = self.shared.log.read(look);
+        info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
+        self.shared.watch.locked().handle_asked(node, witnesses, clock::now());
     }
 
     async fn note(&self, node: NodeId, status: NodeStatus) {

@@ -321,7 +321,7 @@ impl Shared {
         dispatcher: Arc<Dispatcher>,
         log: Log,
     ) -> Arc<Self> {
-        let watch = log.read(NodeWatch::new);
+        let watch = log.read(|state| NodeWatch::new(state, node.id));
         let recovery = log.read(Recovery::new);
         Arc::new(Self {
             folder,
@@ -448,7 +448,7 @@ const ACCEPTED: usize = 64;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at once on one connection.
 const MAX_STREAMS: u32 = 128;
-/// Ends connections whose other end vanished.
+/// Ends connections whose other end vanished: twice this after its last frame.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Whoever may ask this is no member yet, and has little to say.
 const MAX_JOIN_BYTES: usize = 64 << 10;

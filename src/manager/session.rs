@@ -2,7 +2,13 @@
 //! sends what is due, hears acknowledgements, and ends when the agent is silent, gone, removed, or connected anew. What
 //! comes of that for the node's status is `liveness`'s to say.
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{Stream, stream};
 use prost::Message as _;
@@ -14,12 +20,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
 use super::{
-    Shared,
+    KEEPALIVE, Shared,
     dispatch::{Due, SessionHandle},
 };
 use crate::{
     api::{
-        HEARTBEAT, MAX_MESSAGE_BYTES, parse_id,
+        HEARTBEAT, parse_id,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Roots,
             agent_message, manager_message,
@@ -56,8 +62,17 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         };
         let opened = self.open(&node, &hello)?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
-        let task = SessionTask { shared: self.shared.clone(), node, inbound, outbound };
-        self.shared.spawn(task.run(opened));
+        let (handle, snapshot) = opened;
+        let task = SessionTask {
+            shared: self.shared.clone(),
+            node,
+            handle,
+            inbound,
+            outbound,
+            parts: parts(snapshot).into(),
+            resync: None,
+        };
+        self.shared.spawn(task.run());
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (Ok(message), messages))
         });
@@ -90,202 +105,198 @@ impl Dispatch {
 struct SessionTask {
     shared: Arc<Shared>,
     node: Node,
+    handle: SessionHandle,
     inbound: Streaming<AgentMessage>,
     outbound: mpsc::Sender<ManagerMessage>,
+    /// What is left to send of a snapshot.
+    parts: VecDeque<proto::Snapshot>,
+    /// The scopes that the agent asks for; none of them for the whole table.
+    resync: Option<BTreeSet<ScopeId>>,
 }
 
 impl SessionTask {
-    async fn run(mut self, (handle, snapshot): (SessionHandle, Snapshot)) {
-        let shared = self.shared.clone();
-        shared.watch.handle_opened(self.node.id);
+    async fn run(mut self) {
+        let watch = &self.shared.clone().watch;
+        watch.handle_opened(self.node.id);
         info!(node = %self.node.name, "agent connected");
-        let ended = self.serve(&handle, snapshot).await;
-        if shared.dispatcher.close(&handle) {
+        let Err(ended) = self.serve().await;
+        if self.shared.dispatcher.close(&self.handle) {
             let closed = match ended {
                 Ended::Closed => Closed::ByNode,
                 Ended::ByManager | Ended::Silent => Closed::ByManager,
             };
-            shared.watch.handle_closed(self.node.id, closed);
+            watch.handle_closed(self.node.id, closed);
         }
         info!(node = %self.node.name, reason = ended.reason(), "agent disconnected");
     }
 
-    /// Serves the stream until it ends, and says why.
-    async fn serve(&mut self, handle: &SessionHandle, snapshot: Snapshot) -> Ended {
-        let shared = self.shared.clone();
-        let mut told = shared.dispatcher.heartbeat();
+    /// Serves the stream until it ends.
+    async fn serve(&mut self) -> Result<Infallible, Ended> {
+        let mut told = self.shared.dispatcher.heartbeat();
         let mut heartbeat = *told.borrow_and_update();
-        let begun = self.send_heartbeat(heartbeat).await
-            && self.send_snapshot(snapshot).await
-            && self.handle_wake(handle).await.is_ok();
-        if !begun {
-            return Ended::Closed;
-        }
+        self.send_heartbeat(heartbeat).await?;
+        self.handle_wake().await?;
         let mut pings = ticks(heartbeat);
         let mut heard = Instant::now();
         let mut bookmarks = ticks(BETWEEN_BOOKMARKS);
         let mut due = true;
         // What comes soon after goes with the same message.
         let mut next_delta = Instant::now();
+        let mut next_resync = Instant::now();
+        // An agent that takes nothing for long is silent too.
+        let mut taken = Instant::now();
         loop {
+            let sending = !self.parts.is_empty();
             tokio::select! {
                 // The end first, which no flood of messages may put off. What came is heard before the
                 // time is looked at: a late reader is no silent agent.
                 biased;
-                () = handle.wake.notified() => {
+                () = self.handle.wake.notified() => {
                     due = true;
-                    if let Err(ended) = self.handle_wake(handle).await {
-                        return ended;
-                    }
+                    self.handle_wake().await?;
                 }
-                message = self.inbound.message() => match message {
-                    Ok(Some(message)) => {
-                        heard = Instant::now();
-                        shared.watch.handle_heard(self.node.id);
-                        // An acknowledgement makes room for what came meanwhile.
-                        due = true;
-                        if !self.handle_message(handle, message).await {
-                            return Ended::Closed;
-                        }
-                    }
-                    Ok(None) | Err(_) => return Ended::Closed,
-                },
-                // Only a stream with room is asked what is due: until then changes are coalesced.
-                () = room(&self.outbound, next_delta), if due => {
-                    let sent = match shared.dispatcher.take(handle) {
-                        Due::Nothing => {
-                            due = false;
-                            true
-                        }
-                        Due::Ended => return Ended::ByManager,
-                        Due::Delta { from, to, changes } => {
-                            next_delta = Instant::now() + COALESCED;
-                            self.send_delta(handle, delta(from, to, changes)).await
-                        }
-                        Due::Snapshot(scopes) => self.resync(handle, scopes).await,
+                message = self.inbound.message() => {
+                    let Ok(Some(message)) = message else {
+                        return Err(Ended::by_end(heard.elapsed(), heartbeat));
                     };
-                    if !sent {
-                        return Ended::Closed;
-                    }
+                    heard = Instant::now();
+                    self.shared.watch.handle_heard(self.node.id);
+                    // An acknowledgement makes room for what came meanwhile.
+                    due = true;
+                    self.handle_message(message)?;
+                }
+                () = room(&self.outbound, taken), if sending => {
+                    taken = Instant::now();
+                    self.send_part().await?;
+                }
+                // Only a stream with room is asked what is due: until then changes are coalesced.
+                () = room(&self.outbound, next_delta), if due && !sending => {
+                    taken = Instant::now();
+                    due = self.send_due(&mut next_delta).await?;
+                }
+                // Only after a snapshot that is on its way, of which an agent tells this one by its end.
+                () = sleep_until(next_resync), if self.resync.is_some() && !sending => {
+                    next_resync = Instant::now() + BETWEEN_RESYNCS;
+                    let scopes = self.resync.take().filter(|scopes| !scopes.is_empty());
+                    self.start_snapshot(scopes)?;
+                    taken = Instant::now();
                 }
                 _ = pings.tick() => {
                     // A full stream carries data, which is heard as well.
                     let ping = message(manager_message::Message::Ping(Ping {}));
                     let _ = self.outbound.try_send(ping);
                 }
-                _ = bookmarks.tick() => {
-                    if !self.send_bookmark(handle).await {
-                        return Ended::Silent;
-                    }
-                }
+                _ = bookmarks.tick(), if !sending => self.send_bookmark().await?,
                 Ok(()) = told.changed() => {
                     heartbeat = *told.borrow_and_update();
                     pings = ticks(heartbeat);
-                    if !self.send_heartbeat(heartbeat).await {
-                        return Ended::Closed;
-                    }
+                    self.send_heartbeat(heartbeat).await?;
                     // The agent has kept to the one before until now.
                     heard = Instant::now();
                 }
-                () = sleep_until(heard + silence(heartbeat)) => return Ended::Silent,
+                () = sleep_until(heard + silence(heartbeat)) => return Err(Ended::Silent),
+                () = sleep_until(taken + SEND_TIMEOUT), if sending => return Err(Ended::Silent),
             }
         }
     }
 
     /// Sends what is due beside the table.
-    async fn handle_wake(&self, handle: &SessionHandle) -> Result<(), Ended> {
+    async fn handle_wake(&self) -> Result<(), Ended> {
         let dispatcher = &self.shared.dispatcher;
-        for node in dispatcher.take_wanted(handle).ok_or(Ended::ByManager)? {
-            let look = manager_message::Message::LookFor(node.to_bytes().to_vec());
-            if !self.send(look).await {
-                return Err(Ended::Closed);
-            }
+        for node in dispatcher.take_wanted(&self.handle).ok_or(Ended::ByManager)? {
+            self.send(manager_message::Message::LookFor(node.to_bytes().to_vec())).await?;
         }
-        let Some(digests) = dispatcher.take_roots(handle) else { return Ok(()) };
+        let Some(digests) = dispatcher.take_roots(&self.handle) else { return Ok(()) };
         let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };
-        match self.send(manager_message::Message::Roots(roots)).await {
-            true => Ok(()),
-            false => Err(Ended::Closed),
-        }
+        self.send(manager_message::Message::Roots(roots)).await
     }
 
-    async fn send_heartbeat(&self, heartbeat: Duration) -> bool {
+    async fn send_heartbeat(&self, heartbeat: Duration) -> Result<(), Ended> {
         let ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
         self.send(manager_message::Message::HeartbeatMs(ms)).await
     }
 
-    /// Sends a message; tells whether the stream goes on. An agent that takes nothing for long is
-    /// silent too.
-    async fn send(&self, what: manager_message::Message) -> bool {
-        matches!(timeout(SEND_TIMEOUT, self.outbound.send(message(what))).await, Ok(Ok(())))
+    async fn send(&self, what: manager_message::Message) -> Result<(), Ended> {
+        match timeout(SEND_TIMEOUT, self.outbound.send(message(what))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Ended::Closed),
+            Err(_) => Err(Ended::Silent),
+        }
     }
 
-    async fn handle_message(&self, handle: &SessionHandle, message: AgentMessage) -> bool {
+    fn handle_message(&mut self, message: AgentMessage) -> Result<(), Ended> {
         match message.message {
             Some(agent_message::Message::Acknowledged(revision)) => {
-                self.shared.dispatcher.handle_acknowledged(handle, revision);
-                true
+                self.shared.dispatcher.handle_acknowledged(&self.handle, revision);
             }
             Some(agent_message::Message::Resync(resync)) => {
                 debug!(node = %self.node.name, scopes = resync.scopes.len(), "agent asks for a snapshot");
-                let Ok(scopes) = read_scopes(&resync.scopes) else { return false };
-                self.resync(handle, Some(scopes).filter(|scopes| !scopes.is_empty())).await
+                let scopes = read_scopes(&resync.scopes).map_err(|_| Ended::Closed)?;
+                self.resync = Some(merged(self.resync.take(), scopes));
             }
             Some(agent_message::Message::Looked(Looked { node, heard })) => {
-                let Ok(node) = parse_id("node", &node) else { return false };
+                let node = parse_id("node", &node).map_err(|_| Ended::Closed)?;
                 let heard = if heard { Heard::Yes } else { Heard::No };
-                self.shared.watch.handle_witness(self.node.id, node, heard);
-                true
+                // Nobody else wakes whoever waits for witnesses.
+                if self.shared.dispatcher.handle_looked(&self.handle, node) {
+                    self.shared.watch.handle_witness(self.node.id, node, heard);
+                }
             }
-            Some(agent_message::Message::Ping(_)) => true,
-            Some(agent_message::Message::Hello(_)) | None => false,
+            Some(agent_message::Message::Ping(_)) => {}
+            Some(agent_message::Message::Hello(_)) | None => return Err(Ended::Closed),
         }
+        Ok(())
     }
 
-    /// Sends a snapshot of some scopes, or of the whole table; tells whether the stream goes on.
-    async fn resync(&self, handle: &SessionHandle, scopes: Option<BTreeSet<ScopeId>>) -> bool {
+    /// Sends what is due of the table; tells whether more may be.
+    async fn send_due(&mut self, next_delta: &mut Instant) -> Result<bool, Ended> {
+        match self.shared.dispatcher.take(&self.handle) {
+            Due::Nothing => return Ok(false),
+            Due::Ended => return Err(Ended::ByManager),
+            Due::Snapshot(scopes) => self.start_snapshot(scopes)?,
+            Due::Delta { from, to, changes } => {
+                *next_delta = Instant::now() + COALESCED;
+                let delta = delta(from, to, changes);
+                match delta.encoded_len() <= MAX_DELTA_BYTES {
+                    true => self.send(manager_message::Message::Delta(delta)).await?,
+                    false => self.start_snapshot(None)?,
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has a snapshot of some scopes sent, or of the whole table.
+    fn start_snapshot(&mut self, scopes: Option<BTreeSet<ScopeId>>) -> Result<(), Ended> {
         let take = |scopes| {
             let dispatcher = &self.shared.dispatcher;
-            self.shared.log.read(|state| dispatcher.take_snapshot(state, handle, scopes))
+            self.shared.log.read(|state| dispatcher.take_snapshot(state, &self.handle, scopes))
         };
         // Where changes are due first, the whole table stands for both.
-        match take(scopes).or_else(|| take(None)) {
-            Some(snapshot) => self.send_snapshot(snapshot).await,
-            None => false,
+        let snapshot = take(scopes).or_else(|| take(None)).ok_or(Ended::ByManager)?;
+        self.parts = parts(snapshot).into();
+        Ok(())
+    }
+
+    async fn send_part(&mut self) -> Result<(), Ended> {
+        match self.parts.pop_front() {
+            Some(part) => self.send(manager_message::Message::Snapshot(part)).await,
+            None => Ok(()),
         }
     }
 
-    /// Sends a bookmark if one is due; tells whether the stream goes on.
-    async fn send_bookmark(&self, handle: &SessionHandle) -> bool {
-        let Some((position, digests)) = self.shared.dispatcher.take_bookmark(handle) else {
-            return true;
-        };
+    /// Sends a bookmark if one is due.
+    async fn send_bookmark(&self) -> Result<(), Ended> {
+        let due = self.shared.dispatcher.take_bookmark(&self.handle);
+        let Some((position, digests)) = due else { return Ok(()) };
         let Position { epoch, revision } = position;
         let bookmark = Bookmark { epoch, revision, scopes: scope_digests(&digests) };
         self.send(manager_message::Message::Bookmark(bookmark)).await
     }
-
-    /// Sends changes, or the whole table where they are more than one message takes.
-    async fn send_delta(&self, handle: &SessionHandle, delta: Delta) -> bool {
-        if delta.encoded_len() <= MAX_MESSAGE_BYTES / 2 {
-            self.send(manager_message::Message::Delta(delta)).await
-        } else {
-            self.resync(handle, None).await
-        }
-    }
-
-    async fn send_snapshot(&self, snapshot: Snapshot) -> bool {
-        for part in parts(snapshot) {
-            if !self.send(manager_message::Message::Snapshot(part)).await {
-                return false;
-            }
-        }
-        true
-    }
 }
 
 /// Why a stream ended.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     /// The node, or its host, closed it.
     Closed,
@@ -296,12 +307,30 @@ enum Ended {
 }
 
 impl Ended {
+    /// Why the connection under a stream ended: a host that lives has said something within the
+    /// heartbeat, and a connection that is given up was without a frame for twice its keepalive.
+    fn by_end(silent: Duration, heartbeat: Duration) -> Self {
+        match silent < (heartbeat * 3 / 2).min(2 * KEEPALIVE) {
+            true => Self::Closed,
+            false => Self::Silent,
+        }
+    }
+
     fn reason(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Silent => "silent",
             Self::ByManager => "ended by the manager",
         }
+    }
+}
+
+/// What two requests ask for together; nothing named is everything.
+fn merged(before: Option<BTreeSet<ScopeId>>, asked: BTreeSet<ScopeId>) -> BTreeSet<ScopeId> {
+    match before {
+        None => asked,
+        Some(before) if before.is_empty() || asked.is_empty() => BTreeSet::new(),
+        Some(before) => before.union(&asked).copied().collect(),
     }
 }
 
@@ -348,6 +377,7 @@ fn parts(snapshot: Snapshot) -> Vec<proto::Snapshot> {
     let first = proto::Snapshot { scopes, ..empty() };
     let (mut parts, mut bytes) = (vec![first], 0);
     let mut room = |size: usize, parts: &mut Vec<proto::Snapshot>| {
+        let size = size + FRAMING_BYTES;
         if bytes + size > PART_BYTES {
             parts.push(empty());
             bytes = 0;
@@ -375,10 +405,17 @@ fn parts(snapshot: Snapshot) -> Vec<proto::Snapshot> {
 
 /// Messages waiting for the connection. Few: what waits here cannot be coalesced any more.
 const OUTBOUND: usize = 4;
-const PART_BYTES: usize = MAX_MESSAGE_BYTES / 4;
+/// The agent hears whole messages: on a link of 1 Mbit/s this is one a second.
+const PART_BYTES: usize = 128 << 10;
+/// The tag and the length of one of them, at most.
+const FRAMING_BYTES: usize = 4;
+/// A larger one goes as a snapshot, in parts.
+const MAX_DELTA_BYTES: usize = 2 * PART_BYTES;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// A first change is sent at once; what follows within this time goes together.
 const COALESCED: Duration = Duration::from_millis(50);
+/// What an agent asks for meanwhile is one snapshot.
+const BETWEEN_RESYNCS: Duration = Duration::from_secs(1);
 /// A mistake is found within this time, and a quiet table is asked nothing.
 const BETWEEN_BOOKMARKS: Duration = Duration::from_secs(10);
 
@@ -409,7 +446,7 @@ mod tests {
     fn a_large_table_is_cut_into_messages_that_agents_take() {
         let parts = parts(snapshot(40_000));
         assert!(parts.len() > 1, "the table is too small for this test");
-        assert!(parts.iter().all(|part| part.encoded_len() < MAX_MESSAGE_BYTES));
+        assert!(parts.iter().all(|part| part.encoded_len() <= PART_BYTES + 64));
         assert!(parts.iter().all(|part| (part.epoch, part.revision) == (2, 7)));
         assert_eq!(parts.iter().map(|part| part.endpoints.len()).sum::<usize>(), 40_000);
         let last: Vec<bool> = parts.iter().map(|part| part.last).collect();
@@ -421,5 +458,26 @@ mod tests {
     fn an_empty_table_is_one_message() {
         let parts = parts(snapshot(0));
         assert_eq!((parts.len(), parts[0].last), (1, true));
+    }
+    #[test]
+    fn requests_for_parts_of_the_table_come_together() {
+        let network = |id| ScopeId::Network(NetworkId::from_u128(id));
+        let [blue, green] = [network(1), network(2)].map(|scope| BTreeSet::from([scope]));
+        assert_eq!(merged(None, blue.clone()), blue);
+        assert_eq!(merged(Some(blue.clone()), green), BTreeSet::from([network(1), network(2)]));
+        let whole = BTreeSet::new();
+        assert_eq!(merged(Some(blue.clone()), whole.clone()), whole);
+        assert_eq!(merged(Some(whole.clone()), blue), whole);
+    }
+
+    #[test]
+    fn only_an_end_soon_after_a_message_is_a_sign_of_life() {
+        let ended = |silent_ms, heartbeat_s| {
+            Ended::by_end(Duration::from_millis(silent_ms), Duration::from_secs(heartbeat_s))
+        };
+        assert_eq!(ended(1400, 1), Ended::Closed);
+        assert_eq!(ended(1600, 1), Ended::Silent, "it would have said something");
+        assert_eq!(ended(19_000, 60), Ended::Closed);
+        assert_eq!(ended(20_000, 60), Ended::Silent, "the connection was given up");
     }
 }

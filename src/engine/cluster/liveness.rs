@@ -11,8 +11,8 @@
 //! Times are in keepalive intervals. A suspect is asked after by witnesses, over the data plane, from
 //! 2.7 after the last sign of life for 0.8; it is down at 3.5 at the earliest and before 4.0. So a gap of
 //! 2 between two keepalives, which is 3 without a sign of life, ends while witnesses still look. Where
-//! nobody can be asked, streams alone decide, unless many vanished together: then it is the manager
-//! that is cut off.
+//! no witness answers, streams alone decide, unless many vanished together: then it is the manager
+//! that is cut off. What the manager's own node does not hear is cut off with it, so it denies nobody.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,6 +24,8 @@ use crate::types::{Moment, NodeId};
 /// The watch over all nodes.
 pub struct Liveness {
     interval: Duration,
+    /// The manager's own node.
+    own: NodeId,
     nodes: BTreeMap<NodeId, Watch>,
     outputs: VecDeque<Verdict>,
 }
@@ -64,18 +66,19 @@ enum Stream {
 enum Standing {
     /// Nothing speaks against it.
     Alive,
-    /// Witnesses look for it until then.
-    Asked { waiting: BTreeSet<NodeId>, until: Moment },
-    /// A witness hears it, the manager does not.
+    /// Witnesses look for it until then; `denied` if one of another host did not hear it.
+    Asked { waiting: BTreeSet<NodeId>, denied: bool, until: Moment },
+    /// A witness hears it, the manager does not; or the manager hears too few to tell.
     ManagementLost,
     /// It is down.
     Down,
 }
 
 impl Liveness {
-    /// Watches nobody yet. `interval` is how often agent and manager say something.
-    pub fn new(interval: Duration) -> Self {
-        Self { interval, nodes: BTreeMap::new(), outputs: VecDeque::new() }
+    /// Watches nobody yet. `interval` is how often agent and manager say something, `own` the
+    /// manager's own node.
+    pub fn new(interval: Duration, own: NodeId) -> Self {
+        Self { interval, own, nodes: BTreeMap::new(), outputs: VecDeque::new() }
     }
 
     /// Takes another interval. Nodes that are not told yet go on with the one before, so for a
@@ -141,24 +144,17 @@ impl Liveness {
 
     /// Says who looks for a node.
     pub fn handle_asked(&mut self, node: NodeId, witnesses: BTreeSet<NodeId>, now: Moment) {
-        let many_vanished = self.many_vanished(now);
         let until = now + self.times(WITNESSES_TAKE);
         let Some(watch) = self.nodes.get_mut(&node) else { return };
-        if !matches!(watch.standing, Standing::Asked { .. }) {
-            return;
-        }
-        if witnesses.is_empty() && many_vanished {
-            watch.standing = Standing::ManagementLost;
-            watch.heard = now;
-        } else {
-            watch.standing = Standing::Asked { waiting: witnesses, until };
+        if matches!(watch.standing, Standing::Asked { .. }) {
+            watch.standing = Standing::Asked { waiting: witnesses, denied: false, until };
         }
     }
 
     /// A witness has looked for a node.
     pub fn handle_witness(&mut self, witness: NodeId, node: NodeId, heard: Heard, now: Moment) {
         let Some(watch) = self.nodes.get_mut(&node) else { return };
-        let Standing::Asked { waiting, .. } = &mut watch.standing else { return };
+        let Standing::Asked { waiting, denied, .. } = &mut watch.standing else { return };
         if !waiting.remove(&witness) {
             return;
         }
@@ -167,7 +163,7 @@ impl Liveness {
                 watch.standing = Standing::ManagementLost;
                 watch.heard = now;
             }
-            Heard::No => {}
+            Heard::No => *denied |= witness != self.own,
         }
     }
 
@@ -190,6 +186,7 @@ impl Liveness {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Moment) {
+        let many_vanished = self.many_vanished(now);
         let due = |watch: &Watch| self.due(watch).is_some_and(|at| at <= now);
         let nodes: Vec<NodeId> =
             self.nodes.iter().filter(|(_, watch)| due(watch)).map(|(id, _)| *id).collect();
@@ -199,8 +196,13 @@ impl Liveness {
                 Standing::Alive | Standing::ManagementLost => {
                     // Until somebody is named the deadline stands in for all of them.
                     let until = now + self.interval;
-                    watch.standing = Standing::Asked { waiting: BTreeSet::from([id]), until };
+                    let waiting = BTreeSet::from([id]);
+                    watch.standing = Standing::Asked { waiting, denied: false, until };
                     self.outputs.push_back(Verdict::Ask(id));
+                }
+                Standing::Asked { denied: false, .. } if many_vanished => {
+                    watch.standing = Standing::ManagementLost;
+                    watch.heard = now;
                 }
                 Standing::Asked { .. } => {
                     watch.standing = Standing::Down;
@@ -227,7 +229,7 @@ impl Liveness {
         match (&watch.standing, watch.stream) {
             (Standing::Alive, Stream::Open | Stream::Closed)
             | (Standing::ManagementLost, Stream::Open | Stream::Closed) => Some(asked),
-            (Standing::Asked { waiting, until }, _) => {
+            (Standing::Asked { waiting, until, .. }, _) => {
                 let earliest = watch.heard + self.times(DOWN_AFTER);
                 Some(if waiting.is_empty() { earliest } else { earliest.max(*until) })
             }

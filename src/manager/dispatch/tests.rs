@@ -330,6 +330,49 @@ async fn a_bookmark_finds_what_an_agent_has_wrong_and_a_part_mends_it() {
     assert_eq!(replica.handle_bookmark(position, &digests), Ok(BTreeSet::new()));
 }
 
+#[tokio::test]
+async fn a_part_of_the_table_waits_for_changes_that_come_before_it() {
+    let fixture = Fixture::new().await;
+    let (handle, mut replica) = fixture.open(1);
+    let part = || {
+        let peers = Some(BTreeSet::from([ScopeId::Peers]));
+        fixture.log.read(|state| fixture.dispatcher.take_snapshot(state, &handle, peers))
+    };
+    fixture.endpoint(11, 1).await;
+    assert_eq!(part(), None, "a change is due");
+    // The agent asked while the change was under way to it: it throws that away.
+    assert!(matches!(fixture.dispatcher.take(&handle), Due::Delta { .. }));
+    assert_eq!(part(), None, "a change is on its way");
+    let whole = fixture.log.read(|state| fixture.dispatcher.take_snapshot(state, &handle, None));
+    replica.handle_snapshot(whole.unwrap()).unwrap();
+    fixture.acknowledge(&handle, &replica);
+    assert!(replica.table().endpoints.contains_key(&EndpointId::from_u128(11)));
+    assert_eq!(part().unwrap().scopes, Some(BTreeSet::from([ScopeId::Peers])));
+}
+
+#[tokio::test]
+async fn only_who_was_told_to_look_has_looked() {
+    let fixture = Fixture::new().await;
+    let (handle, _) = fixture.open(1);
+    let (other, silent) = (fixture.open(3).0, NodeId::from_u128(2));
+    fixture.endpoint(11, 1).await;
+    fixture.endpoint(12, 2).await;
+    let look = || fixture.log.read(|state| fixture.dispatcher.look_for(state, silent, 3));
+    let looked = |handle| fixture.dispatcher.handle_looked(handle, silent);
+    assert_eq!(look(), BTreeSet::from([NodeId::from_u128(1)]));
+    assert!(!looked(&handle), "before it was told");
+    assert_eq!(fixture.dispatcher.take_wanted(&handle), Some(vec![silent]));
+    assert!(!looked(&other) && looked(&handle) && !looked(&handle), "once, by who was told");
+    // Who answers nothing is asked for no more than it is looking for.
+    for _ in 0..2 * MAX_WANTED {
+        look();
+        fixture.dispatcher.take_wanted(&handle);
+    }
+    assert_eq!(look(), BTreeSet::new());
+    assert!(looked(&handle));
+    assert_eq!(look(), BTreeSet::from([NodeId::from_u128(1)]));
+}
+
 fn epochs_of(replica: &Replica, peer: u128) -> Vec<u32> {
     let peer = &replica.table().peers[&NodeId::from_u128(peer)];
     peer.psks.iter().map(|psk| psk.epoch).collect()

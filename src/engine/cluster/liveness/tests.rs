@@ -5,6 +5,8 @@ use super::*;
 const A: NodeId = NodeId::from_u128(1);
 const B: NodeId = NodeId::from_u128(2);
 const C: NodeId = NodeId::from_u128(3);
+/// The manager's own node.
+const M: NodeId = NodeId::from_u128(4);
 
 fn at(ms: u64) -> Moment {
     Moment::from_nanos(ms * 1_000_000)
@@ -12,7 +14,7 @@ fn at(ms: u64) -> Moment {
 
 /// All three heard at the start.
 fn heard_at(ms: u64) -> Liveness {
-    let mut liveness = Liveness::new(Duration::from_secs(1));
+    let mut liveness = Liveness::new(Duration::from_secs(1), M);
     for node in [A, B, C] {
         liveness.handle_opened(node, at(ms));
         assert_eq!(liveness.poll_output(), Some(Verdict::Ready(node)));
@@ -127,13 +129,61 @@ fn without_witnesses_streams_decide_unless_many_vanished() {
     assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A), Verdict::Ask(B)]));
     for node in [A, B] {
         liveness.handle_asked(node, BTreeSet::new(), at(2700));
+    }
+    liveness.handle_heard(C, at(3400));
+    assert_eq!(next(&mut liveness), (3500, vec![]));
+    for node in [A, B] {
         assert!(liveness.is_management_lost(node), "two of three: the manager is cut off");
     }
 }
 
+/// A and B vanish and C does not; each is looked for by these.
+fn two_of_three_vanish(witnesses: &[NodeId]) -> Liveness {
+    let mut liveness = heard_at(0);
+    liveness.handle_heard(C, at(2100));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A), Verdict::Ask(B)]));
+    for node in [A, B] {
+        liveness.handle_asked(node, witnesses.iter().copied().collect(), at(2700));
+    }
+    liveness.handle_heard(C, at(3400));
+    liveness
+}
+
+#[test]
+fn a_manager_that_is_cut_off_takes_nobody_down() {
+    // The witnesses are cut off from it as well, and its own node hears no more than it does.
+    let mut liveness = two_of_three_vanish(&[A, B, M]);
+    for node in [A, B] {
+        liveness.handle_witness(M, node, Heard::No, at(3450));
+    }
+    assert_eq!(next(&mut liveness), (3800, vec![]));
+    assert!(liveness.is_management_lost(A) && liveness.is_management_lost(B));
+    liveness.handle_heard(C, at(6000));
+    assert_eq!(next(&mut liveness), (6500, vec![Verdict::Ask(A), Verdict::Ask(B)]), "once more");
+}
+
+#[test]
+fn many_are_down_when_another_host_does_not_hear_them_either() {
+    let mut liveness = two_of_three_vanish(&[C, M]);
+    for witness in [C, M] {
+        liveness.handle_witness(witness, A, Heard::No, at(3450));
+        liveness.handle_witness(witness, B, Heard::No, at(3450));
+    }
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A), Verdict::Down(B)]));
+}
+
+#[test]
+fn one_worker_that_only_the_managers_node_can_look_for_is_down() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([M]), at(2700));
+    liveness.handle_witness(M, A, Heard::No, at(3500));
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
+}
+
 #[test]
 fn a_manager_that_starts_counts_from_its_start() {
-    let mut liveness = Liveness::new(Duration::from_secs(2));
+    let mut liveness = Liveness::new(Duration::from_secs(2), M);
     liveness.handle_known(A, at(1000));
     assert_eq!(liveness.silent_for(A, at(1500)), Some(Duration::from_millis(500)));
     assert_eq!(next(&mut liveness), (6400, vec![Verdict::Ask(A)]), "times grow with the interval");
