@@ -38,7 +38,8 @@ wait_until() {
     done
 }
 
-gone() { ! kill -0 "$1" 2>/dev/null || [ "$(ps -o stat= -p "$1" | cut -c1)" = Z ]; }
+# A dead one that its parent has not seen is gone, but not while a thread of it still closes what it held.
+gone() { ! kill -0 "$1" 2>/dev/null || ps -o stat= -p "$1" | grep -q '^Z[^l]*$'; }
 recorded() { cat "$WORK/$1" 2>/dev/null || true; }
 
 cleanup() {
@@ -125,11 +126,12 @@ serve() {
 socket() { echo "$WORK/n$1/sock"; }
 oc() { local n=$1; shift; "$BIN/overlayctl" --socket "$(socket "$n")" "$@"; }
 
-# start N [FLAG...]: overlayd on node N; sets PID
+# start N [FLAG...]: overlayd on node N; sets PID, and leaves it in n$N/pid
 start() {
     local n=$1; shift
     mkdir -p "$WORK/n$n"
     background "n$n" "$WORK/n$n/log" "$BIN/overlayd" --state-dir "$WORK/n$n/state" --socket "$(socket "$n")" "$@"
+    echo $PID >"$WORK/n$n/pid"
     wait_until 10 test -S "$(socket "$n")"
 }
 

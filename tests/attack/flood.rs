@@ -3,34 +3,24 @@
 //! bounded. The victim is a process of its own, so that its memory can be told apart.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    net::{IpAddr, SocketAddr},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use aws_lc_rs::{digest, hmac};
 use overlay::{
-    engine::{membership::Table, session::public_key},
-    io::{
-        netns::Namespace,
-        udp::{DataSocket, open_sender},
-    },
+    engine::session::public_key,
+    io::udp::{DataSocket, open_sender},
     wire::handshake::{INITIATION_LEN, INITIATION_NOISE_LEN, Initiation, MAC_LEN},
 };
 
 use crate::{
     lab::{self, Host, Lab},
     member::Member,
-    victim::{self, VICTIM_NODE, node_id, peer, private_key},
+    process::VictimProcess,
+    victim::{VICTIM_NODE, private_key},
 };
-
-/// Makes this program the victim, in the namespace that it names.
-pub const VICTIM: &str = "OVERLAY_ATTACK_VICTIM";
 
 const RATE: u64 = 100_000;
 const HONEST: u16 = 100;
@@ -45,7 +35,8 @@ pub fn a_handshake_flood_does_not_keep_peers_out() {
     let lab = Lab::new();
     let mut process = VictimProcess::start(&lab);
     let mut members: Vec<Member> =
-        (0..HONEST).map(|i| Member::new(&lab, 10 + i, honest_address(10 + i))).collect();
+        (0..HONEST).map(|i| Member::new(&lab, 10 + i, lab::honest_address(10 + i))).collect();
+    process.ask(&format!("peers 10 {HONEST}"));
     let initiations = initiations();
     let resting = process.memory_kib("VmRSS");
     let (stop, begun) = (AtomicBool::new(false), Instant::now());
@@ -73,7 +64,7 @@ pub fn a_handshake_flood_does_not_keep_peers_out() {
         flood.sources,
         flood.lasted.as_secs_f64(),
     );
-    println!("the victim's drops: {}", process.drops());
+    println!("the victim's drops: {}", process.ask("drops"));
     assert!(
         flood.sent as f64 >= 0.9 * RATE as f64 * flood.lasted.as_secs_f64(),
         "too slow a flood"
@@ -83,7 +74,7 @@ pub fn a_handshake_flood_does_not_keep_peers_out() {
 }
 
 /// Lets every member shake hands; tells how long each took, if it was within the limit.
-fn handshakes(members: &mut [Member]) -> Vec<Option<Duration>> {
+pub fn handshakes(members: &mut [Member]) -> Vec<Option<Duration>> {
     let begun = Instant::now();
     let mut took = vec![None; members.len()];
     members.iter_mut().for_each(Member::demand);
@@ -156,10 +147,6 @@ fn crowd_address(number: u64) -> IpAddr {
     IpAddr::from([198, 19, a, b])
 }
 
-fn honest_address(node: u16) -> SocketAddr {
-    SocketAddr::from(([198, 18, 0, node as u8], 7790))
-}
-
 /// One after the other, as many initiations as a second has, which are right as far as can be told
 /// without their sender's key.
 fn initiations() -> Vec<u8> {
@@ -176,75 +163,4 @@ fn initiations() -> Vec<u8> {
         made.emit()
     };
     (0..RATE as u32).flat_map(make).collect()
-}
-
-/// The victim in a process of its own. Closing its standard input ends it.
-struct VictimProcess {
-    child: Child,
-    said: BufReader<std::process::ChildStdout>,
-}
-
-impl VictimProcess {
-    fn start(lab: &Lab) -> Self {
-        let me = std::env::current_exe().expect("the path of this program");
-        let mut command = Command::new(me);
-        command.env(VICTIM, lab.path(Host::Victim)).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("start the victim");
-        let said = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut process = Self { child, said };
-        assert_eq!(process.line(), "ready");
-        process
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).expect("the victim speaks");
-        line.trim_end().to_owned()
-    }
-
-    /// Asks for the drops that are not zero.
-    fn drops(&mut self) -> String {
-        let stdin = self.child.stdin.as_mut().expect("a pipe");
-        stdin.write_all(b"drops\n").expect("the victim listens");
-        self.line()
-    }
-
-    /// Reads a line of the process's memory.
-    fn memory_kib(&self, field: &str) -> u64 {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("the victim runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let words = line.expect("a field").split_whitespace().next().expect("a number");
-        words.parse().expect("a number")
-    }
-}
-
-impl Drop for VictimProcess {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-/// The work of the victim's process.
-pub fn victim() {
-    let path = std::env::var_os(VICTIM).expect("the caller looked");
-    let namespace = Namespace::open(path.as_ref()).expect("the namespace was made");
-    let mut table = Table::empty(node_id(VICTIM_NODE));
-    for node in 10..10 + HONEST {
-        let peer = peer(node, &honest_address(node).to_string());
-        table.peers.insert(peer.id, peer);
-    }
-    let table = Arc::new(table);
-    let dataplane = namespace.run(async || victim::start(&table)).expect("a data plane");
-    println!("ready");
-    for _ in std::io::stdin().lines() {
-        let drops = dataplane.stats().drops;
-        let counted: Vec<String> = drops
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(reason, count)| format!("{} {count}", reason.name()))
-            .collect();
-        println!("{}", counted.join(", "));
-    }
 }

@@ -21,6 +21,12 @@ pub const HONEST: &str = "198.18.0.0/16";
 /// Sources of the flood.
 pub const CROWD: &str = "198.19.0.0/16";
 
+/// Where an honest peer's datagrams come from.
+pub fn honest_address(node: u16) -> SocketAddr {
+    let [high, low] = node.to_be_bytes();
+    SocketAddr::from(([198, 18, high, low], 7790))
+}
+
 /// The hosts of the picture; the last one is the container's.
 #[derive(Clone, Copy)]
 pub enum Host {

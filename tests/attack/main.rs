@@ -9,28 +9,34 @@
 //! what they send and because one of them measures time; so this file has its own `main`.
 
 mod corpus;
+mod crowd;
 mod flood;
 mod forged;
 mod lab;
 mod member;
+mod process;
 mod replayed;
 mod victim;
 
 use std::{panic::catch_unwind, process::ExitCode};
 
-const TESTS: [(&str, fn()); 4] = [
+const TESTS: [(&str, fn()); 5] = [
     ("corpus_is_replayed", corpus::corpus_is_replayed),
     ("forged_datagrams_are_dropped_and_counted", forged::forged_datagrams_are_dropped_and_counted),
     (
         "replayed_datagrams_are_dropped_and_counted",
         replayed::replayed_datagrams_are_dropped_and_counted,
     ),
+    (
+        "a_thousand_peers_and_endpoints_are_held_in_little",
+        crowd::a_thousand_peers_and_endpoints_are_held_in_little,
+    ),
     ("a_handshake_flood_does_not_keep_peers_out", flood::a_handshake_flood_does_not_keep_peers_out),
 ];
 
 fn main() -> ExitCode {
-    if std::env::var_os(flood::VICTIM).is_some() {
-        flood::victim();
+    if std::env::var_os(process::VICTIM).is_some() {
+        process::victim();
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -36,7 +36,8 @@ pub const NOWHERE: u32 = 4099;
 /// The private key of a node.
 pub fn private_key(node: u16) -> [u8; 32] {
     let mut key = [0x40; 32];
-    key[..2].copy_from_slice(&node.to_be_bytes());
+    // Not the first byte, of which X25519 ignores some bits.
+    key[8..10].copy_from_slice(&node.to_be_bytes());
     key
 }
 

@@ -87,8 +87,8 @@ impl Demo {
     }
 
     fn traffic(&self) -> anyhow::Result<()> {
-        let first = self.lab.address("c1")?.to_string();
-        let second = self.lab.address("c2")?;
+        let first = self.lab.address("c1", Underlay::Ipv4)?.to_string();
+        let second = self.lab.address("c2", Underlay::Ipv4)?;
         say("\n# They reach each other; nothing crosses the underlay in clear.");
         self.shell("c1", &["ping", "-c", "3", "-i", "0.2", "-W", "2", &second.to_string()])?;
         say("\n# So does a command in a fresh namespace of its own.");
@@ -96,8 +96,8 @@ impl Demo {
         let run = ["run", "--network", "blue", "--name", "once", "--"];
         self.overlayctl("n3", &[run.as_slice(), &ping].concat())?;
         say("\n# TCP from c1 to c2, one stream for 3 s:");
-        let (receiver, sender) = (self.lab.inside("c2"), self.lab.inside("c1"));
-        let bits = traffic::measure(receiver, sender, second, 1, 3)?;
+        let route = traffic::Route { lab: &self.lab, from: "c1", to: "c2", addr: second };
+        let bits = route.streams(1, 3)?;
         say(format_args!("{:.2} Gbit/s", bits / 1e9));
         Ok(())
     }

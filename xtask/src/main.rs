@@ -60,7 +60,12 @@ enum Verb {
 
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
-    let result = signals::install().and_then(|()| match verb {
+    // One end of a load has nothing to clean up: it ends when it is told to.
+    let installed = match verb {
+        Verb::Traffic(_) => Ok(()),
+        _ => signals::install(),
+    };
+    let result = installed.and_then(|()| match verb {
         Verb::Check(args) => check::run(&args),
         Verb::Tidy(args) => tidy::run(&args),
         Verb::Test(args) => test::run(&args),

@@ -275,7 +275,7 @@ impl ReceiveKey {
 }
 
 /// No number above this is given out: far below 2^64, far above what a key's life allows.
-const LAST_COUNTER: u64 = 1 << 60;
+pub(super) const LAST_COUNTER: u64 = 1 << 60;
 
 /// AES-GCM's bound on forgeries at our packet size leaves a wide margin at this many failures.
 const MAX_FAILURES: u64 = 1 << 36;

@@ -3,15 +3,16 @@
 use std::{
     ffi::OsString,
     os::unix::process::CommandExt,
+    path::Path,
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use self::ledger::{Ledger, Process};
+use self::ledger::Ledger;
 pub use self::{
-    ledger::folder,
+    ledger::{Process, folder},
     nodes::manager,
     topology::{Offloads, Underlay},
 };
@@ -132,6 +133,11 @@ impl Lab {
     /// The full name of one of its namespaces.
     pub fn full(&self, short: &str) -> String {
         format!("ovl-{}-{short}", self.name)
+    }
+
+    /// Where it keeps what it writes.
+    pub fn folder(&self) -> &Path {
+        &self.ledger.folder
     }
 
     /// The nodes with their underlay addresses.

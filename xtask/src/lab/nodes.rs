@@ -1,9 +1,10 @@
 //! The daemons of a lab: started in their namespaces, made one cluster, ended.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::{fs::DirBuilderExt, net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -29,26 +30,16 @@ impl Lab {
         let folder = self.ledger.folder.join(node);
         let made = fs::DirBuilder::new().mode(0o700).create(&folder);
         made.with_context(|| format!("make {}", folder.display()))?;
-        let log = fs::File::create(folder.join("log")).context("make the daemon's log")?;
-        // `setsid` and `nsenter` become the daemon: the pid stays, and no terminal's signal reaches it.
-        let mut daemon = tool("setsid");
-        daemon
-            .arg("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.full(node)))
-            .arg(programs.overlayd())
-            .arg("--state-dir")
-            .arg(folder.join("state"))
-            .arg("--socket")
-            .arg(self.socket(node))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share the daemon's log")?)
-            .stderr(log);
-        let child = daemon.spawn().with_context(|| format!("start `{}`", shown(&daemon)))?;
-        let pid = i32::try_from(child.id()).context("a pid fits")?;
-        let Some(process) = Process::running(pid) else {
-            bail!("overlayd on {node} ended at once: {}", self.log_end(node));
-        };
-        self.ledger.add(process.entry(node))?;
+        let (overlayd, state, socket) =
+            (programs.overlayd(), folder.join("state"), self.socket(node));
+        let words = [
+            overlayd.as_os_str(),
+            "--state-dir".as_ref(),
+            state.as_os_str(),
+            "--socket".as_ref(),
+            socket.as_os_str(),
+        ];
+        let process = self.spawn(node, &folder.join("log"), &words)?;
         let deadline = Instant::now() + PATIENCE;
         while UnixStream::connect(self.socket(node)).is_err() {
             signals::check()?;
@@ -63,6 +54,27 @@ impl Lab {
             }
             thread::sleep(Duration::from_millis(10));
         }
+        Ok(process)
+    }
+
+    /// Starts a command in a node's namespace, which ends with the lab; what it says goes to a file.
+    pub fn spawn(&mut self, node: &str, log: &Path, words: &[&OsStr]) -> anyhow::Result<Process> {
+        let said = fs::File::create(log).with_context(|| format!("make {}", log.display()))?;
+        // `setsid` and `nsenter` become the command: the pid stays, and no terminal's signal reaches it.
+        let mut command = tool("setsid");
+        command
+            .arg("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.full(node)))
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone().context("share a log")?)
+            .stderr(said);
+        let child = command.spawn().with_context(|| format!("start `{}`", shown(&command)))?;
+        let pid = i32::try_from(child.id()).context("a pid fits")?;
+        let Some(process) = Process::running(pid) else {
+            bail!("`{}` ended at once: {}", shown(&command), end_of(log));
+        };
+        self.ledger.add(process.entry(node))?;
         Ok(process)
     }
 
@@ -94,11 +106,14 @@ impl Lab {
     }
 
     fn log_end(&self, node: &str) -> String {
-        let path = self.ledger.folder.join(node).join("log");
-        let log = fs::read_to_string(&path).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join("\n")
+        end_of(&self.ledger.folder.join(node).join("log"))
     }
+}
+
+fn end_of(log: &Path) -> String {
+    let log = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
 /// Where the manager takes joins, as `join` wants it.

@@ -108,15 +108,19 @@ impl Lab {
         ip(&format!("-n {} {words}", self.full(short)))
     }
 
-    /// The IPv4 address of a container's first interface beside the loopback.
-    pub fn address(&self, short: &str) -> anyhow::Result<IpAddr> {
-        let words = ["-n", &self.full(short), "-4", "-o", "address", "show", "scope", "global"];
+    /// The address of a family of a container's first interface beside the loopback.
+    pub fn address(&self, short: &str, family: Underlay) -> anyhow::Result<IpAddr> {
+        let flag = match family {
+            Underlay::Ipv4 => "-4",
+            Underlay::Ipv6 => "-6",
+        };
+        let words = ["-n", &self.full(short), flag, "-o", "address", "show", "scope", "global"];
         let shown = output(tool("ip").args(words))?;
         // "2: eth0    inet 10.0.0.2/24 ..."
         let address = shown.split_whitespace().nth(3).and_then(|cidr| cidr.split('/').next());
         address
             .and_then(|address| address.parse().ok())
-            .with_context(|| format!("{short} has no IPv4 address"))
+            .with_context(|| format!("{short} has no address of {family:?}"))
     }
 
     /// Removes a namespace, if it is there.

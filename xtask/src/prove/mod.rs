@@ -31,6 +31,7 @@ const PROOFS: &[Proof] = &[
     ("agents", "agents killed 52 times cost no connection", scripts::agents),
     ("alive", "20 kills and 20 cuts take a worker down in time, 60 blips do not", scripts::alive),
     ("manager", "the manager killed 50 times under a writer loses nothing", scripts::manager),
+    ("offloads", "every combination of offloads keeps the bytes", scripts::offloads),
     (
         "powercut",
         "power cuts at 1,000 points of a workload lose no acknowledged write",

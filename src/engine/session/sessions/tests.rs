@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    engine::session::{SendKey, primitives::public_key},
+    engine::session::{SendKey, keys::LAST_COUNTER, primitives::public_key},
     types::{PeerState, Psk, Vni},
     wire::envelope::{Checksum, DataHeader, NextProtocol, OVERHEAD, Prefix},
 };
@@ -278,6 +278,38 @@ fn renewal_loses_nothing_that_is_on_its_way() {
         late_b = pair.b.seal(b"old b", pair.now).unwrap();
     }
     assert_eq!(rekeys, 2, "every 120 s");
+}
+
+#[test]
+fn a_day_near_the_limits_of_all_counters_loses_nothing() {
+    const DAY: u32 = 24 * 3600;
+    let (mut pair, now) = (Pair::new(), Moment::from_nanos(u64::MAX / 2));
+    let side = |seed, other| side(seed, other, u64::MAX - 1, both_ciphers(), now);
+    (pair.a, pair.b, pair.now) = (side(1, 2), side(2, 1), now);
+    pair.demand();
+    pair.settle();
+    // What each key of A has sealed already: nothing, nearly what a key is renewed after, nearly all
+    // that there is.
+    let mut jumps = [0, (1 << 32) - 2, LAST_COUNTER - 2].into_iter().cycle();
+    let (mut renewals, mut created) = (0, None);
+    for second in 0..DAY {
+        pair.step(Duration::from_secs(1));
+        pair.settle();
+        let key = pair.a.key().unwrap();
+        if created != Some(key.created()) {
+            (renewals, created) = (renewals + 1, Some(key.created()));
+            key.reserve(1, jumps.next().unwrap(), pair.now).unwrap();
+        }
+        let sealed = pair.a.seal(b"x", pair.now).expect("a key with numbers left");
+        let received = pair.b.receive(sealed.clone(), 1, pair.now);
+        assert_eq!(received, Ok(Some(b"x".to_vec())), "second {second}");
+        let replayed = pair.b.receive(sealed, 1, pair.now);
+        assert_eq!(replayed, Err(DropReason::NotAuthentic), "a replay in second {second}");
+        assert_eq!(pair.send_b(b"y"), Ok(Some(b"y".to_vec())), "second {second}");
+    }
+    // Of three keys one lives for 120 s, and two until somebody looks.
+    let most = DAY / 40;
+    assert!((most * 9 / 10..=most).contains(&renewals), "{renewals} renewals, at most {most}");
 }
 
 #[test]

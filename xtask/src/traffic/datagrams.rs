@@ -1,0 +1,184 @@
+//! Datagrams at a rate, and the highest rate that loses at most one in a hundred.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use super::{Route, SMALL, say_listening};
+use crate::process::say;
+
+/// What came of one load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Datagrams {
+    /// How many the kernel took of the sender.
+    pub sent: u64,
+    /// How many the receiver read.
+    pub received: u64,
+    /// How long they were sent.
+    pub time: Duration,
+}
+
+impl Datagrams {
+    /// Datagrams received a second.
+    pub fn rate(&self) -> f64 {
+        self.received as f64 / self.time.as_secs_f64()
+    }
+
+    /// Whether at most one in a hundred was lost.
+    pub fn arrived(&self) -> bool {
+        self.received > 0 && self.received * 100 >= self.sent * 99
+    }
+}
+
+impl Route<'_> {
+    /// Finds how many datagrams a second arrive when at most one in a hundred is lost: the rate doubles
+    /// until too many are, and is narrowed down then. A rate that fails is tried once more, since any
+    /// other work on the machine costs datagrams too.
+    pub fn most_datagrams(&self) -> anyhow::Result<f64> {
+        most(|rate| {
+            let probe = self.datagrams(rate, PROBE)?;
+            if probe.arrived() { Ok(probe) } else { self.datagrams(rate, PROBE) }
+        })
+    }
+}
+
+fn most(probe: impl Fn(u32) -> anyhow::Result<Datagrams>) -> anyhow::Result<f64> {
+    let (mut low, mut high, mut best) = (0, LOWEST, 0.0_f64);
+    loop {
+        let found = probe(high)?;
+        if !found.arrived() {
+            break;
+        }
+        best = best.max(found.rate());
+        // One sender does no more.
+        if found.rate() < f64::from(high) * 0.95 || high >= HIGHEST {
+            return Ok(best);
+        }
+        (low, high) = (high, high * 2);
+    }
+    for _ in 0..STEPS {
+        let middle = low.midpoint(high);
+        let found = probe(middle)?;
+        if found.arrived() {
+            best = best.max(found.rate());
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(best)
+}
+
+/// Counts what comes, until nothing does for a while after the first; prints how many.
+pub fn count(addr: IpAddr) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
+    // Where we may not, what the kernel gives is used.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER);
+    say_listening(socket.local_addr()?);
+    let mut packet = [0; 2048];
+    let wait = |time| socket.set_read_timeout(Some(time)).context("set how long to wait");
+    wait(FIRST)?;
+    let mut received = 0_u64;
+    loop {
+        match socket.recv(&mut packet) {
+            Ok(_) if received == 0 => {
+                received = 1;
+                wait(QUIET)?;
+            }
+            Ok(_) => received += 1,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                break;
+            }
+            Err(error) => return Err(error).context("receive a datagram"),
+        }
+    }
+    say(received);
+    Ok(())
+}
+
+/// Sends at a rate, or as many as go; prints how many.
+pub fn flood(addr: SocketAddr, rate: u32, time: Duration) -> anyhow::Result<()> {
+    let any: IpAddr = if addr.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0)).context("open a socket")?;
+    socket.connect(addr).with_context(|| format!("send to {addr}"))?;
+    let pause = Duration::from_secs(1) / rate.max(1);
+    let start = Instant::now();
+    let mut sent = 0_u64;
+    loop {
+        let elapsed = start.elapsed();
+        if elapsed >= time {
+            break;
+        }
+        let due = if rate == 0 { sent + BURST } else { due(rate, elapsed) };
+        if due <= sent {
+            thread::sleep(pause.max(SHORTEST_PAUSE));
+            continue;
+        }
+        let burst = BURST.min(due - sent);
+        for _ in 0..burst {
+            // What the kernel does not take was not sent; neither is what nobody listens for any more.
+            sent += u64::from(socket.send(&[0; SMALL]).is_ok());
+        }
+    }
+    say(sent);
+    Ok(())
+}
+
+fn due(rate: u32, elapsed: Duration) -> u64 {
+    (f64::from(rate) * elapsed.as_secs_f64()) as u64
+}
+
+/// How long each rate is tried.
+const PROBE: Duration = Duration::from_millis(500);
+/// For the first datagram.
+const FIRST: Duration = Duration::from_secs(5);
+/// After the last datagram.
+const QUIET: Duration = Duration::from_millis(200);
+const LOWEST: u32 = 25_000;
+const HIGHEST: u32 = 3_200_000;
+/// Each halves what is not known: to one in 32 of a doubling.
+const STEPS: u32 = 5;
+/// Datagrams between two looks at the clock.
+const BURST: u64 = 64;
+const SHORTEST_PAUSE: Duration = Duration::from_micros(100);
+/// Bytes of the receiver's socket: a pause of the receiver is not the path's loss.
+const BUFFER: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(limit: u32, sender: u32) -> impl Fn(u32) -> anyhow::Result<Datagrams> {
+        move |rate| {
+            let sent = rate.min(sender);
+            let (sent, received) = (u64::from(sent), u64::from(sent.min(limit)));
+            Ok(Datagrams { sent, received, time: Duration::from_secs(1) })
+        }
+    }
+
+    #[test]
+    fn the_highest_rate_is_found_to_a_few_in_a_hundred() {
+        for limit in [30_000, 99_000, 250_000, 1_000_000] {
+            let found = most(path(limit, u32::MAX)).unwrap();
+            assert!(
+                (f64::from(limit) * 0.96..=f64::from(limit)).contains(&found),
+                "{limit}: {found}"
+            );
+        }
+        assert_eq!(most(path(10, u32::MAX)).unwrap(), 0.0, "below the lowest");
+        assert_eq!(most(path(u32::MAX, 70_000)).unwrap(), 70_000.0, "the sender is the limit");
+    }
+
+    #[test]
+    fn one_lost_in_a_hundred_is_the_most() {
+        let datagrams = |sent, received| Datagrams { sent, received, time: Duration::from_secs(1) };
+        assert!(datagrams(1000, 990).arrived());
+        assert!(!datagrams(1000, 989).arrived());
+        assert!(!datagrams(0, 0).arrived());
+    }
+}
