@@ -1,6 +1,8 @@
 //! A node with 1,000 peers, a session with each, and 1,000 endpoints on as many networks: what one of
 //! them costs, and all of them together.
 
+use std::time::Instant;
+
 use crate::{
     flood::handshakes,
     lab::{Lab, honest_address},
@@ -31,8 +33,10 @@ pub fn a_thousand_peers_and_endpoints_are_held_in_little() {
     }
     assert_eq!(up, usize::from(COUNT), "sessions");
     let sessions = process.memory_kib("VmRSS");
+    let begun = Instant::now();
     assert_eq!(process.ask(&format!("endpoints {COUNT}")), "attached");
     let endpoints = process.memory_kib("VmRSS");
+    println!("{COUNT} endpoints attached in {:.1} s", begun.elapsed().as_secs_f64());
     let each = |from: u64, to: u64| to.saturating_sub(from) * 1024 / u64::from(COUNT);
     println!(
         "{alone} KiB alone; a known peer {} bytes, its session {} more; an endpoint with its network {} bytes",
