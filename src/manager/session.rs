@@ -328,6 +328,8 @@ impl Ended {
 /// What two requests ask for together; nothing named is everything.
 fn merged(before: Option<BTreeSet<ScopeId>>, asked: BTreeSet<ScopeId>) -> BTreeSet<ScopeId> {
     match before {
+        // More than any table has, or a set without end: the whole table is less.
+        _ if before.as_ref().map_or(0, BTreeSet::len) + asked.len() > MAX_ASKED => BTreeSet::new(),
         None => asked,
         Some(before) if before.is_empty() || asked.is_empty() => BTreeSet::new(),
         Some(before) => before.union(&asked).copied().collect(),
@@ -414,6 +416,8 @@ const MAX_DELTA_BYTES: usize = 2 * PART_BYTES;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// A first change is sent at once; what follows within this time goes together.
 const COALESCED: Duration = Duration::from_millis(50);
+/// Scopes asked for by themselves.
+const MAX_ASKED: usize = 256;
 /// What an agent asks for meanwhile is one snapshot.
 const BETWEEN_RESYNCS: Duration = Duration::from_secs(1);
 /// A mistake is found within this time, and a quiet table is asked nothing.
@@ -468,6 +472,9 @@ mod tests {
         let whole = BTreeSet::new();
         assert_eq!(merged(Some(blue.clone()), whole.clone()), whole);
         assert_eq!(merged(Some(whole.clone()), blue), whole);
+        let many: BTreeSet<ScopeId> = (0..200).map(network).collect();
+        let others = (200..400).map(network).collect();
+        assert_eq!(merged(Some(many), others), whole, "no set grows without end");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Datagrams at a rate, and the highest rate that loses at most one in a hundred.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, IoSlice},
     net::{IpAddr, SocketAddr, UdpSocket},
+    num::NonZeroU64,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
 use super::{Route, SMALL, say_listening};
 use crate::process::say;
@@ -106,6 +108,8 @@ pub fn flood(addr: SocketAddr, rate: u32, time: Duration) -> anyhow::Result<()> 
     let any: IpAddr = if addr.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let socket = UdpSocket::bind((any, 0)).context("open a socket")?;
     socket.connect(addr).with_context(|| format!("send to {addr}"))?;
+    // A pause is meant as short as it is.
+    rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("ask for exact pauses")?;
     let pause = Duration::from_secs(1) / rate.max(1);
     let start = Instant::now();
     let mut sent = 0_u64;
@@ -119,14 +123,21 @@ pub fn flood(addr: SocketAddr, rate: u32, time: Duration) -> anyhow::Result<()> 
             thread::sleep(pause.max(SHORTEST_PAUSE));
             continue;
         }
-        let burst = BURST.min(due - sent);
-        for _ in 0..burst {
-            // What the kernel does not take was not sent; neither is what nobody listens for any more.
-            sent += u64::from(socket.send(&[0; SMALL]).is_ok());
-        }
+        let burst = BURST.min(due - sent) as usize;
+        // What the kernel does not take was not sent; neither is what nobody listens for any more.
+        sent += send_burst(&socket, burst).unwrap_or(0) as u64;
     }
     say(sent);
     Ok(())
+}
+
+fn send_burst(socket: &UdpSocket, burst: usize) -> rustix::io::Result<usize> {
+    let parts = [IoSlice::new(&[0; SMALL])];
+    let mut controls: Vec<SendAncillaryBuffer<'_, '_, '_>> =
+        (0..burst).map(|_| SendAncillaryBuffer::default()).collect();
+    let mut messages: Vec<MMsgHdr<'_>> =
+        controls.iter_mut().map(|control| MMsgHdr::new(&parts, control)).collect();
+    sendmmsg(socket, &mut messages, SendFlags::empty())
 }
 
 fn due(rate: u32, elapsed: Duration) -> u64 {

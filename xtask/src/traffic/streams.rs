@@ -1,13 +1,13 @@
 //! TCP streams. Cubic, since a machine's default may pace itself and measure that.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::say_listening;
 use crate::process::say;
@@ -19,52 +19,70 @@ const BLOCK: usize = 128 * 1024;
 pub fn receive(addr: IpAddr, streams: usize) -> anyhow::Result<()> {
     let listener = TcpListener::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
     say_listening(listener.local_addr()?);
-    let mut threads = Vec::new();
-    for _ in 0..streams {
-        let (stream, _) = listener.accept().context("accept a stream")?;
-        threads.push(thread::spawn(move || count(stream)));
-    }
+    let accept = |_| Ok(listener.accept().context("accept a stream")?.0);
+    let streams = (0..streams).map(accept).collect::<anyhow::Result<_>>()?;
     let start = Instant::now();
-    let mut bytes = 0;
-    for thread in threads {
-        bytes += thread.join().map_err(|_| anyhow!("a receiving thread panicked"))??;
-    }
+    let bytes = count(streams)?;
     let bits_per_second = bytes as f64 * 8.0 / start.elapsed().as_secs_f64();
     say(format_args!("{bits_per_second:.0}"));
     Ok(())
 }
 
-fn count(mut stream: TcpStream) -> std::io::Result<u64> {
+fn count(mut streams: Vec<TcpStream>) -> anyhow::Result<u64> {
     let mut block = vec![0; BLOCK];
     let mut bytes = 0;
-    loop {
-        match stream.read(&mut block)? {
-            0 => return Ok(bytes),
-            read => bytes += read as u64,
+    while !streams.is_empty() {
+        let ready = ready(&streams, PollFlags::IN)?;
+        let mut ready = ready.into_iter();
+        let mut failed = None;
+        streams.retain_mut(|stream| {
+            if ready.next() != Some(true) {
+                return true;
+            }
+            let read = stream.read(&mut block);
+            bytes += *read.as_ref().unwrap_or(&0) as u64;
+            let goes_on = matches!(read, Ok(1..));
+            failed = failed.take().or(read.err());
+            goes_on
+        });
+        if let Some(error) = failed {
+            return Err(error).context("receive a stream");
         }
     }
+    Ok(bytes)
 }
 
-/// Sends streams at once.
+/// Sends streams at once, from one thread, as iperf3 does: what is measured is the way between, not
+/// how many processors the ends have.
 pub fn send(addr: SocketAddr, streams: usize, time: Duration) -> anyhow::Result<()> {
-    let mut threads = Vec::new();
-    for _ in 0..streams {
-        let mut stream = TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
+    let connect = |_| -> anyhow::Result<TcpStream> {
+        let stream = TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
         // Where the kernel lacks it, what it has is used.
         let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
-        threads.push(thread::spawn(move || {
-            let block = vec![0; BLOCK];
-            let end = Instant::now() + time;
-            while Instant::now() < end {
-                stream.write_all(&block)?;
+        stream.set_nonblocking(true).context("send without waiting")?;
+        Ok(stream)
+    };
+    let mut streams = (0..streams).map(connect).collect::<anyhow::Result<Vec<TcpStream>>>()?;
+    let block = vec![0; BLOCK];
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let ready = ready(&streams, PollFlags::OUT)?;
+        for (stream, _) in streams.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+            match stream.write(&block) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("send a stream"),
             }
-            std::io::Result::Ok(())
-        }));
-    }
-    for thread in threads {
-        thread.join().map_err(|_| anyhow!("a sending thread panicked"))??;
+        }
     }
     Ok(())
+}
+
+/// Waits until one of the streams is ready; tells which are.
+fn ready(streams: &[TcpStream], what: PollFlags) -> anyhow::Result<Vec<bool>> {
+    let mut fds: Vec<PollFd<'_>> = streams.iter().map(|stream| PollFd::new(stream, what)).collect();
+    poll(&mut fds, None).context("wait for a stream")?;
+    Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
 #[cfg(test)]
@@ -72,13 +90,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_bytes_sent_are_counted() {
+    fn all_bytes_of_all_streams_are_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let sender =
-            thread::spawn(move || TcpStream::connect(addr).unwrap().write_all(&[7; 300_000]));
-        let (stream, _) = listener.accept().unwrap();
-        assert_eq!(count(stream).unwrap(), 300_000);
-        sender.join().unwrap().unwrap();
+        let send = |bytes: usize| {
+            std::thread::spawn(move || {
+                TcpStream::connect(addr).unwrap().write_all(&vec![7; bytes]).unwrap();
+            })
+        };
+        let senders = [300_000, 1, 500_000].map(send);
+        let streams = (0..3).map(|_| listener.accept().unwrap().0).collect();
+        assert_eq!(count(streams).unwrap(), 800_001);
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
     }
 }
