@@ -150,19 +150,29 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                     Ok(Some(received)) => {
                         heard = Instant::now();
                         self.handle_message(received).await?;
-                        next_ping = next_ping.min(Instant::now() + self.heartbeat);
+                        // Awake as it is, which an idle node should seldom be: the manager's next
+                        // message comes before the timer then.
+                        if next_ping < heard + self.heartbeat / 2 {
+                            next_ping = heard + self.heartbeat * 5 / 4;
+                            self.ping();
+                        }
+                        next_ping = next_ping.min(heard + self.heartbeat * 5 / 4);
                     }
                     Ok(None) => bail!("the manager closed the stream"),
                     Err(status) => bail!("{}", status.message()),
                 },
                 () = sleep_until(next_ping) => {
                     next_ping = Instant::now() + self.heartbeat;
-                    // A full stream carries acknowledgements, which are heard as well.
-                    let _ = self.outbound.try_send(message(agent_message::Message::Ping(Ping {})));
+                    self.ping();
                 }
                 () = sleep_until(heard + silence(self.heartbeat)) => bail!("the manager is silent"),
             }
         }
+    }
+
+    /// Says something: a full stream carries acknowledgements, which are heard as well.
+    fn ping(&self) {
+        let _ = self.outbound.try_send(message(agent_message::Message::Ping(Ping {})));
     }
 
     async fn handle_message(&mut self, received: ManagerMessage) -> anyhow::Result<()> {

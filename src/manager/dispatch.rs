@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::error;
 
 use super::trust::Trust;
@@ -28,6 +31,8 @@ use crate::{
 pub struct Dispatcher {
     trust: Arc<Trust>,
     sessions: Mutex<Sessions>,
+    /// Up to when nodes have used their share of openings; of those that have used any of late.
+    turns: Mutex<BTreeMap<NodeId, Instant>>,
     /// Counts acknowledgements and ends of sessions.
     progress: watch::Sender<u64>,
     /// What agents are told of how often to say something.
@@ -63,9 +68,9 @@ struct Session {
     /// It is to be told which roots are trusted.
     roots_due: bool,
     /// The nodes that the agent is to look for.
-    wanted: Vec<NodeId>,
-    /// Those that it was told, and has not answered for: as often as it was.
-    looking: Vec<NodeId>,
+    wanted: BTreeSet<NodeId>,
+    /// Those that it was told, and has not answered for.
+    looking: BTreeSet<NodeId>,
     wake: Arc<Notify>,
 }
 
@@ -78,7 +83,8 @@ enum Queue {
 /// One agent's session, held by whoever serves its stream.
 pub struct SessionHandle {
     node: NodeId,
-    number: u64,
+    /// Counts the sessions that were opened, of all nodes.
+    pub number: u64,
     /// Told whenever something is due.
     pub wake: Arc<Notify>,
 }
@@ -107,7 +113,13 @@ impl Dispatcher {
     /// Makes a dispatcher without sessions.
     pub fn new(trust: Arc<Trust>) -> Self {
         let heartbeat = watch::Sender::new(HEARTBEAT);
-        Self { trust, sessions: Mutex::default(), progress: watch::Sender::new(0), heartbeat }
+        Self {
+            trust,
+            sessions: Mutex::default(),
+            turns: Mutex::default(),
+            progress: watch::Sender::new(0),
+            heartbeat,
+        }
     }
 
     /// Tells the sessions concerned of what a command changed.
@@ -163,6 +175,20 @@ impl Dispatcher {
         self.follow_heartbeat(state);
     }
 
+    /// Returns when a node may open a session, which costs a snapshot; `None` if too many wait for
+    /// that already.
+    pub fn turn(&self, node: NodeId, now: Instant) -> Option<Instant> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, used| *used > now);
+        let used = turns.get(&node).map_or(now, |used| *used) + OPENING;
+        let turn = now.max(used - OPENINGS_AT_ONCE * OPENING);
+        let soon = turn <= now + OPENINGS_AT_ONCE * OPENING;
+        soon.then(|| {
+            turns.insert(node, used);
+            turn
+        })
+    }
+
     /// Opens a node's session, in the place of an older one, and returns the snapshot of what the
     /// node's table, which stands at `held` with these digests, lacks.
     ///
@@ -198,8 +224,8 @@ impl Dispatcher {
             marked: position.revision,
             keys_due: false,
             roots_due: true,
-            wanted: Vec::new(),
-            looking: Vec::new(),
+            wanted: BTreeSet::new(),
+            looking: BTreeSet::new(),
             wake: wake.clone(),
         };
         for network in session.scope.networks() {
@@ -284,13 +310,20 @@ impl Dispatcher {
     }
 
     /// Has up to so many connected nodes look for one, and returns which: those that share a network
-    /// with it, and managers' nodes, which may always.
-    pub fn look_for(&self, state: &State, node: NodeId, most: usize) -> BTreeSet<NodeId> {
+    /// with it, and managers' nodes, which may always; but none of the silent ones.
+    pub fn look_for(
+        &self,
+        state: &State,
+        node: NodeId,
+        silent: &BTreeSet<NodeId>,
+        most: usize,
+    ) -> BTreeSet<NodeId> {
         let mut sessions = self.locked();
         let networks = state.endpoints_of(node).map(|endpoint| endpoint.network);
         let sharing = networks.filter_map(|network| sessions.interested.get(&network)).flatten();
-        let candidates = sharing.chain(&sessions.managers).copied().filter(|other| *other != node);
-        let candidates: Vec<NodeId> = candidates.collect();
+        let can = |other: &&NodeId| **other != node && !silent.contains(other);
+        let candidates: Vec<NodeId> =
+            sharing.chain(&sessions.managers).filter(can).copied().collect();
         let mut witnesses = BTreeSet::new();
         for candidate in candidates {
             if witnesses.len() < most
@@ -303,20 +336,24 @@ impl Dispatcher {
         witnesses
     }
 
-    /// Takes the nodes that the agent is to look for; `None` if the session ended.
-    pub fn take_wanted(&self, handle: &SessionHandle) -> Option<Vec<NodeId>> {
+    /// Takes the next of the nodes that the agent is to look for.
+    pub fn take_wanted(&self, handle: &SessionHandle) -> Option<NodeId> {
         let mut sessions = self.locked();
         let session = sessions.of(handle)?;
-        session.looking.extend(&session.wanted);
-        Some(std::mem::take(&mut session.wanted))
+        let node = session.wanted.pop_first()?;
+        session.looking.insert(node);
+        Some(node)
     }
 
     /// Notes that the agent has looked for a node; tells whether it was to.
     pub fn handle_looked(&self, handle: &SessionHandle, node: NodeId) -> bool {
         let mut sessions = self.locked();
-        let Some(session) = sessions.of(handle) else { return false };
-        let told = session.looking.iter().position(|told| *told == node);
-        told.map(|at| session.looking.swap_remove(at)).is_some()
+        sessions.of(handle).is_some_and(|session| session.looking.remove(&node))
+    }
+
+    /// Whether a session goes on: its node was not removed, and has not opened another.
+    pub fn is_open(&self, handle: &SessionHandle) -> bool {
+        self.locked().of(handle).is_some()
     }
 
     /// Takes the digests of the trusted roots if the agent is to be told them.
@@ -336,16 +373,14 @@ impl Dispatcher {
         self.progress.send_modify(|count| *count += 1);
     }
 
-    /// Ends a session; tells whether it was the node's newest.
-    pub fn close(&self, handle: &SessionHandle) -> bool {
+    /// Ends a session.
+    pub fn close(&self, handle: &SessionHandle) {
         let mut sessions = self.locked();
-        let newest = sessions.of(handle).is_some();
-        if newest {
+        if sessions.of(handle).is_some() {
             sessions.end(handle.node);
         }
         drop(sessions);
         self.progress.send_modify(|count| *count += 1);
-        newest
     }
 
     /// Lists the connected nodes of a network that do not forward by that revision yet.
@@ -416,14 +451,15 @@ impl Session {
         self.has_no_changes() && !self.keys_due
     }
 
-    /// Has the agent look for a node; tells whether it will. Who is not asked is no witness.
+    /// Has the agent look for a node, or wait for what it finds if it does already; tells whether it
+    /// will. Who is not asked is no witness, nor who has no table yet to find a node by.
     fn want(&mut self, node: NodeId) -> bool {
-        if self.wanted.contains(&node) {
+        if self.wanted.contains(&node) || self.looking.contains(&node) {
             return true;
         }
-        let takes = self.wanted.len() + self.looking.len() < MAX_WANTED;
+        let takes = self.acknowledged > 0 && self.wanted.len() + self.looking.len() < MAX_WANTED;
         if takes {
-            self.wanted.push(node);
+            self.wanted.insert(node);
             self.wake.notify_one();
         }
         takes
@@ -535,6 +571,9 @@ const MAX_QUEUED: usize = 4096;
 /// More than one agent is asked to look for in the time that it takes: a manager whose nodes vanish
 /// by the hundred does not need each of them looked for.
 const MAX_WANTED: usize = 64;
+/// A node has one opening in this time, and so many saved up.
+const OPENING: Duration = Duration::from_millis(250);
+const OPENINGS_AT_ONCE: u32 = 16;
 
 #[cfg(test)]
 mod tests;

@@ -46,9 +46,9 @@ impl NodeWatch {
         Self { liveness: Mutex::new(liveness), sooner: Notify::new(), looked }
     }
 
-    /// A node's stream opened.
-    pub fn handle_opened(&self, node: NodeId) {
-        self.locked().handle_opened(node, clock::now());
+    /// A node's stream of that number opened.
+    pub fn handle_opened(&self, node: NodeId, session: u64) {
+        self.locked().handle_opened(node, session, clock::now());
         self.sooner.notify_one();
     }
 
@@ -61,9 +61,9 @@ impl NodeWatch {
         }
     }
 
-    /// A node's stream ended.
-    pub fn handle_closed(&self, node: NodeId, closed: Closed) {
-        self.locked().handle_closed(node, closed, clock::now());
+    /// A node's stream of that number ended.
+    pub fn handle_closed(&self, node: NodeId, session: u64, closed: Closed) {
+        self.locked().handle_closed(node, session, closed, clock::now());
         self.sooner.notify_one();
     }
 
@@ -83,6 +83,11 @@ impl NodeWatch {
     /// Whether a witness hears a node that this manager does not.
     pub fn is_management_lost(&self, node: NodeId) -> bool {
         self.locked().is_management_lost(node)
+    }
+
+    /// Lists the nodes whose streams are too silent to ask them about others.
+    pub fn silent(&self) -> BTreeSet<NodeId> {
+        self.locked().silent(clock::now())
     }
 
     /// How long ago the last sign of life of a node was.
@@ -171,9 +176,11 @@ impl LivenessTask {
     /// who is not asked for in time is down.
     async fn handle(&self, verdicts: Vec<Verdict>) {
         let mut statuses = BTreeMap::new();
+        // Who vanished with a suspect cannot say anything of it.
+        let silent = self.shared.watch.silent();
         for verdict in verdicts {
             match verdict {
-                Verdict::Ask(node) => self.ask(node),
+                Verdict::Ask(node) => self.ask(node, &silent),
                 Verdict::Ready(node) => drop(statuses.insert(node, NodeStatus::Ready)),
                 Verdict::Down(node) => {
                     let silent = self.shared.watch.silent_for(node).unwrap_or_default();
@@ -185,11 +192,15 @@ impl LivenessTask {
         join_all(statuses.into_iter().map(|(node, status)| self.note(node, status))).await;
     }
 
-    fn ask(&self, node: NodeId) {
-        let look = |state: &State| self.shared.dispatcher.look_for(state, node, WITNESSES);
-        let witnesses: BTreeSet<NodeId> = self.shared.log.read(look);
+    fn ask(&self, node: NodeId, silent: &BTreeSet<NodeId>) {
+        let Shared { dispatcher, watch, log, .. } = &*self.shared;
+        let witnesses = log.read(|state| {
+            state.node(node)?;
+            Some(dispatcher.look_for(state, node, silent, WITNESSES))
+        });
+        let Some(witnesses) = witnesses else { return watch.handle_removed(node) };
         info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
-        self.shared.watch.locked().handle_asked(node, witnesses, clock::now());
+        watch.locked().handle_asked(node, witnesses, clock::now());
     }
 
     async fn note(&self, node: NodeId, status: NodeStatus) {

@@ -60,15 +60,21 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         else {
             return Err(Status::invalid_argument("the first message is not hello"));
         };
-        let opened = self.open(&node, &hello)?;
+        let turn = self.shared.dispatcher.turn(node.id, Instant::now()).ok_or_else(|| {
+            Status::resource_exhausted(format!("node {} opens too many streams", node.name))
+        })?;
+        sleep_until(turn).await;
+        let (handle, snapshot) = self.open(&node, &hello)?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
-        let (handle, snapshot) = opened;
         let task = SessionTask {
             shared: self.shared.clone(),
             node,
             handle,
             inbound,
             outbound,
+            heartbeat: HEARTBEAT,
+            heard: Instant::now(),
+            heartbeat_due: true,
             parts: parts(snapshot).into(),
             resync: None,
         };
@@ -107,7 +113,14 @@ struct SessionTask {
     node: Node,
     handle: SessionHandle,
     inbound: Streaming<AgentMessage>,
+    /// Of which only this task is a sender.
     outbound: mpsc::Sender<ManagerMessage>,
+    /// How often each side says something.
+    heartbeat: Duration,
+    /// When the agent last said something.
+    heard: Instant,
+    /// The agent is to be told the heartbeat.
+    heartbeat_due: bool,
     /// What is left to send of a snapshot.
     parts: VecDeque<proto::Snapshot>,
     /// The scopes that the agent asks for; none of them for the whole table.
@@ -117,29 +130,25 @@ struct SessionTask {
 impl SessionTask {
     async fn run(mut self) {
         let watch = &self.shared.clone().watch;
-        watch.handle_opened(self.node.id);
+        watch.handle_opened(self.node.id, self.handle.number);
         info!(node = %self.node.name, "agent connected");
         let Err(ended) = self.serve().await;
-        if self.shared.dispatcher.close(&self.handle) {
-            let closed = match ended {
-                Ended::Closed => Closed::ByNode,
-                Ended::ByManager | Ended::Silent => Closed::ByManager,
-            };
-            watch.handle_closed(self.node.id, closed);
-        }
+        self.shared.dispatcher.close(&self.handle);
+        let closed = match ended {
+            Ended::Closed => Closed::ByNode,
+            Ended::ByManager | Ended::Silent => Closed::ByManager,
+        };
+        watch.handle_closed(self.node.id, self.handle.number, closed);
         info!(node = %self.node.name, reason = ended.reason(), "agent disconnected");
     }
 
     /// Serves the stream until it ends.
     async fn serve(&mut self) -> Result<Infallible, Ended> {
         let mut told = self.shared.dispatcher.heartbeat();
-        let mut heartbeat = *told.borrow_and_update();
-        self.send_heartbeat(heartbeat).await?;
-        self.handle_wake().await?;
-        let mut pings = ticks(heartbeat);
-        let mut heard = Instant::now();
+        self.heartbeat = *told.borrow_and_update();
+        let mut pings = ticks(self.heartbeat);
         let mut bookmarks = ticks(BETWEEN_BOOKMARKS);
-        let mut due = true;
+        let (mut due, mut due_beside) = (true, true);
         // What comes soon after goes with the same message.
         let mut next_delta = Instant::now();
         let mut next_resync = Instant::now();
@@ -152,27 +161,35 @@ impl SessionTask {
                 // time is looked at: a late reader is no silent agent.
                 biased;
                 () = self.handle.wake.notified() => {
-                    due = true;
-                    self.handle_wake().await?;
+                    if !self.shared.dispatcher.is_open(&self.handle) {
+                        return Err(Ended::ByManager);
+                    }
+                    if !sending && !due_beside {
+                        taken = Instant::now();
+                    }
+                    (due, due_beside) = (true, true);
                 }
                 message = self.inbound.message() => {
-                    let Ok(Some(message)) = message else {
-                        return Err(Ended::by_end(heard.elapsed(), heartbeat));
-                    };
-                    heard = Instant::now();
+                    let Ok(Some(message)) = message else { return Err(self.by_end()) };
+                    self.heard = Instant::now();
                     self.shared.watch.handle_heard(self.node.id);
                     // An acknowledgement makes room for what came meanwhile.
                     due = true;
                     self.handle_message(message)?;
                 }
+                // One message a turn, so that the agent is heard in between.
+                () = room(&self.outbound, taken), if due_beside => {
+                    taken = Instant::now();
+                    due_beside = self.send_beside()?;
+                }
                 () = room(&self.outbound, taken), if sending => {
                     taken = Instant::now();
-                    self.send_part().await?;
+                    self.send_part()?;
                 }
                 // Only a stream with room is asked what is due: until then changes are coalesced.
                 () = room(&self.outbound, next_delta), if due && !sending => {
                     taken = Instant::now();
-                    due = self.send_due(&mut next_delta).await?;
+                    due = self.send_due(&mut next_delta)?;
                 }
                 // Only after a snapshot that is on its way, of which an agent tells this one by its end.
                 () = sleep_until(next_resync), if self.resync.is_some() && !sending => {
@@ -186,42 +203,53 @@ impl SessionTask {
                     let ping = message(manager_message::Message::Ping(Ping {}));
                     let _ = self.outbound.try_send(ping);
                 }
-                _ = bookmarks.tick(), if !sending => self.send_bookmark().await?,
-                Ok(()) = told.changed() => {
-                    heartbeat = *told.borrow_and_update();
-                    pings = ticks(heartbeat);
-                    self.send_heartbeat(heartbeat).await?;
-                    // The agent has kept to the one before until now.
-                    heard = Instant::now();
+                // A full stream carries data, which need not be checked yet.
+                _ = bookmarks.tick(), if !sending && self.outbound.capacity() > 0 => {
+                    self.send_bookmark()?;
                 }
-                () = sleep_until(heard + silence(heartbeat)) => return Err(Ended::Silent),
-                () = sleep_until(taken + SEND_TIMEOUT), if sending => return Err(Ended::Silent),
+                Ok(()) = told.changed() => {
+                    self.heartbeat = *told.borrow_and_update();
+                    pings = ticks(self.heartbeat);
+                    // The agent has kept to the one before until now.
+                    self.heard = Instant::now();
+                    self.heartbeat_due = true;
+                    self.handle.wake.notify_one();
+                }
+                () = sleep_until(self.heard + silence(self.heartbeat)) => {
+                    return Err(Ended::Silent);
+                }
+                () = sleep_until(taken + SEND_TIMEOUT), if sending || due_beside => {
+                    return Err(Ended::Silent);
+                }
             }
         }
     }
 
-    /// Sends what is due beside the table.
-    async fn handle_wake(&self) -> Result<(), Ended> {
+    /// Sends one message of what is due beside the table; tells whether more may be.
+    fn send_beside(&mut self) -> Result<bool, Ended> {
         let dispatcher = &self.shared.dispatcher;
-        for node in dispatcher.take_wanted(&self.handle).ok_or(Ended::ByManager)? {
-            self.send(manager_message::Message::LookFor(node.to_bytes().to_vec())).await?;
-        }
-        let Some(digests) = dispatcher.take_roots(&self.handle) else { return Ok(()) };
-        let roots = Roots { digests: digests.iter().map(|digest| digest.to_vec()).collect() };
-        self.send(manager_message::Message::Roots(roots)).await
+        let beside = if std::mem::take(&mut self.heartbeat_due) {
+            let ms = u64::try_from(self.heartbeat.as_millis()).unwrap_or(u64::MAX);
+            manager_message::Message::HeartbeatMs(ms)
+        } else if let Some(node) = dispatcher.take_wanted(&self.handle) {
+            manager_message::Message::LookFor(node.to_bytes().to_vec())
+        } else if let Some(digests) = dispatcher.take_roots(&self.handle) {
+            let digests = digests.iter().map(|digest| digest.to_vec()).collect();
+            manager_message::Message::Roots(Roots { digests })
+        } else {
+            return Ok(false);
+        };
+        self.send(beside).map(|()| true)
     }
 
-    async fn send_heartbeat(&self, heartbeat: Duration) -> Result<(), Ended> {
-        let ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
-        self.send(manager_message::Message::HeartbeatMs(ms)).await
+    /// Sends a message once the stream was found to have room.
+    fn send(&self, what: manager_message::Message) -> Result<(), Ended> {
+        self.outbound.try_send(message(what)).map_err(|_| self.by_end())
     }
 
-    async fn send(&self, what: manager_message::Message) -> Result<(), Ended> {
-        match timeout(SEND_TIMEOUT, self.outbound.send(message(what))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Ended::Closed),
-            Err(_) => Err(Ended::Silent),
-        }
+    /// Why the connection under the stream ended.
+    fn by_end(&self) -> Ended {
+        Ended::by_end(self.heard.elapsed(), self.heartbeat)
     }
 
     fn handle_message(&mut self, message: AgentMessage) -> Result<(), Ended> {
@@ -249,7 +277,7 @@ impl SessionTask {
     }
 
     /// Sends what is due of the table; tells whether more may be.
-    async fn send_due(&mut self, next_delta: &mut Instant) -> Result<bool, Ended> {
+    fn send_due(&mut self, next_delta: &mut Instant) -> Result<bool, Ended> {
         match self.shared.dispatcher.take(&self.handle) {
             Due::Nothing => return Ok(false),
             Due::Ended => return Err(Ended::ByManager),
@@ -258,7 +286,7 @@ impl SessionTask {
                 *next_delta = Instant::now() + COALESCED;
                 let delta = delta(from, to, changes);
                 match delta.encoded_len() <= MAX_DELTA_BYTES {
-                    true => self.send(manager_message::Message::Delta(delta)).await?,
+                    true => self.send(manager_message::Message::Delta(delta))?,
                     false => self.start_snapshot(None)?,
                 }
             }
@@ -278,20 +306,20 @@ impl SessionTask {
         Ok(())
     }
 
-    async fn send_part(&mut self) -> Result<(), Ended> {
+    fn send_part(&mut self) -> Result<(), Ended> {
         match self.parts.pop_front() {
-            Some(part) => self.send(manager_message::Message::Snapshot(part)).await,
+            Some(part) => self.send(manager_message::Message::Snapshot(part)),
             None => Ok(()),
         }
     }
 
     /// Sends a bookmark if one is due.
-    async fn send_bookmark(&self) -> Result<(), Ended> {
+    fn send_bookmark(&self) -> Result<(), Ended> {
         let due = self.shared.dispatcher.take_bookmark(&self.handle);
         let Some((position, digests)) = due else { return Ok(()) };
         let Position { epoch, revision } = position;
         let bookmark = Bookmark { epoch, revision, scopes: scope_digests(&digests) };
-        self.send(manager_message::Message::Bookmark(bookmark)).await
+        self.send(manager_message::Message::Bookmark(bookmark))
     }
 }
 
@@ -412,7 +440,7 @@ const PART_BYTES: usize = 128 << 10;
 /// The tag and the length of one of them, at most.
 const FRAMING_BYTES: usize = 4;
 /// A larger one goes as a snapshot, in parts.
-const MAX_DELTA_BYTES: usize = 2 * PART_BYTES;
+const MAX_DELTA_BYTES: usize = PART_BYTES;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// A first change is sent at once; what follows within this time goes together.
 const COALESCED: Duration = Duration::from_millis(50);
@@ -463,6 +491,7 @@ mod tests {
         let parts = parts(snapshot(0));
         assert_eq!((parts.len(), parts[0].last), (1, true));
     }
+
     #[test]
     fn requests_for_parts_of_the_table_come_together() {
         let network = |id| ScopeId::Network(NetworkId::from_u128(id));

@@ -12,7 +12,8 @@
 //! 2.7 after the last sign of life for 0.8; it is down at 3.5 at the earliest and before 4.0. So a gap of
 //! 2 between two keepalives, which is 3 without a sign of life, ends while witnesses still look. Where
 //! no witness answers, streams alone decide, unless many vanished together: then it is the manager
-//! that is cut off. What the manager's own node does not hear is cut off with it, so it denies nobody.
+//! that is cut off, and they are held to be management lost until 60 after their last sign of life.
+//! What the manager's own node does not hear is cut off with it, so it denies nobody.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -53,6 +54,8 @@ pub enum Closed {
 struct Watch {
     /// The last sign of life.
     heard: Moment,
+    /// The number of its newest stream.
+    session: u64,
     stream: Stream,
     standing: Standing,
 }
@@ -68,8 +71,9 @@ enum Standing {
     Alive,
     /// Witnesses look for it until then; `denied` if one of another host did not hear it.
     Asked { waiting: BTreeSet<NodeId>, denied: bool, until: Moment },
-    /// A witness hears it, the manager does not; or the manager hears too few to tell.
-    ManagementLost,
+    /// A witness hears it, the manager does not; or the manager hears too few to tell. It is asked for
+    /// again then.
+    ManagementLost { again: Moment },
     /// It is down.
     Down,
 }
@@ -94,14 +98,22 @@ impl Liveness {
     /// Takes a node in that the cluster holds to be ready, as if it was heard just now: a manager
     /// that starts does not know since when nothing was.
     pub fn handle_known(&mut self, node: NodeId, now: Moment) {
-        let watch = Watch { heard: now, stream: Stream::Closed, standing: Standing::Alive };
-        self.nodes.entry(node).or_insert(watch);
+        self.nodes.entry(node).or_insert(Watch {
+            heard: now,
+            session: 0,
+            stream: Stream::Closed,
+            standing: Standing::Alive,
+        });
     }
 
-    /// A node's stream opened.
-    pub fn handle_opened(&mut self, node: NodeId, now: Moment) {
-        let open = Watch { heard: now, stream: Stream::Open, standing: Standing::Alive };
-        self.nodes.insert(node, open);
+    /// A node's stream opened. Streams are numbered from 1 on; only the newest counts, whichever is
+    /// told of first.
+    pub fn handle_opened(&mut self, node: NodeId, session: u64, now: Moment) {
+        if self.nodes.get(&node).is_some_and(|watch| watch.session > session) {
+            return;
+        }
+        let (stream, standing) = (Stream::Open, Standing::Alive);
+        self.nodes.insert(node, Watch { heard: now, session, stream, standing });
         self.outputs.push_back(Verdict::Ready(node));
     }
 
@@ -111,7 +123,9 @@ impl Liveness {
         watch.heard = now;
         match watch.standing {
             Standing::Alive => {}
-            Standing::Asked { .. } | Standing::ManagementLost => watch.standing = Standing::Alive,
+            Standing::Asked { .. } | Standing::ManagementLost { .. } => {
+                watch.standing = Standing::Alive;
+            }
             // Its stream was open all the time, and read late.
             Standing::Down if watch.stream == Stream::Open => {
                 watch.standing = Standing::Alive;
@@ -123,8 +137,11 @@ impl Liveness {
     }
 
     /// A node's stream ended.
-    pub fn handle_closed(&mut self, node: NodeId, closed: Closed, now: Moment) {
+    pub fn handle_closed(&mut self, node: NodeId, session: u64, closed: Closed, now: Moment) {
         let Some(watch) = self.nodes.get_mut(&node) else { return };
+        if watch.session != session {
+            return;
+        }
         watch.stream = Stream::Closed;
         match closed {
             Closed::ByNode => watch.heard = now,
@@ -153,6 +170,7 @@ impl Liveness {
 
     /// A witness has looked for a node.
     pub fn handle_witness(&mut self, witness: NodeId, node: NodeId, heard: Heard, now: Moment) {
+        let again = now + self.times(ASK_AFTER);
         let Some(watch) = self.nodes.get_mut(&node) else { return };
         let Standing::Asked { waiting, denied, .. } = &mut watch.standing else { return };
         if !waiting.remove(&witness) {
@@ -160,7 +178,7 @@ impl Liveness {
         }
         match heard {
             Heard::Yes => {
-                watch.standing = Standing::ManagementLost;
+                watch.standing = Standing::ManagementLost { again };
                 watch.heard = now;
             }
             Heard::No => *denied |= witness != self.own,
@@ -171,7 +189,16 @@ impl Liveness {
     pub fn is_management_lost(&self, node: NodeId) -> bool {
         self.nodes
             .get(&node)
-            .is_some_and(|watch| matches!(watch.standing, Standing::ManagementLost))
+            .is_some_and(|watch| matches!(watch.standing, Standing::ManagementLost { .. }))
+    }
+
+    /// Lists the nodes whose streams are too silent to ask them about others.
+    pub fn silent(&self, now: Moment) -> BTreeSet<NodeId> {
+        let silent = |watch: &Watch| match watch.standing {
+            Standing::Alive => now.since(watch.heard) >= self.times(SUSPECT_AFTER),
+            Standing::Asked { .. } | Standing::ManagementLost { .. } | Standing::Down => true,
+        };
+        self.nodes.iter().filter(|(_, watch)| silent(watch)).map(|(id, _)| *id).collect()
     }
 
     /// How long ago the last sign of life of a node was.
@@ -187,22 +214,24 @@ impl Liveness {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Moment) {
         let many_vanished = self.many_vanished(now);
+        let (again, held_for) = (now + self.times(ASK_AFTER), self.times(HELD_FOR));
         let due = |watch: &Watch| self.due(watch).is_some_and(|at| at <= now);
         let nodes: Vec<NodeId> =
             self.nodes.iter().filter(|(_, watch)| due(watch)).map(|(id, _)| *id).collect();
         for id in nodes {
             let Some(watch) = self.nodes.get_mut(&id) else { continue };
             match &watch.standing {
-                Standing::Alive | Standing::ManagementLost => {
+                Standing::Alive | Standing::ManagementLost { .. } => {
                     // Until somebody is named the deadline stands in for all of them.
                     let until = now + self.interval;
                     let waiting = BTreeSet::from([id]);
                     watch.standing = Standing::Asked { waiting, denied: false, until };
                     self.outputs.push_back(Verdict::Ask(id));
                 }
-                Standing::Asked { denied: false, .. } if many_vanished => {
-                    watch.standing = Standing::ManagementLost;
-                    watch.heard = now;
+                Standing::Asked { denied: false, .. }
+                    if many_vanished && now.since(watch.heard) < held_for =>
+                {
+                    watch.standing = Standing::ManagementLost { again };
                 }
                 Standing::Asked { .. } => {
                     watch.standing = Standing::Down;
@@ -225,27 +254,22 @@ impl Liveness {
 
     /// When something is due for a node.
     fn due(&self, watch: &Watch) -> Option<Moment> {
-        let asked = watch.heard + self.times(ASK_AFTER);
-        match (&watch.standing, watch.stream) {
-            (Standing::Alive, Stream::Open | Stream::Closed)
-            | (Standing::ManagementLost, Stream::Open | Stream::Closed) => Some(asked),
-            (Standing::Asked { waiting, until, .. }, _) => {
+        match &watch.standing {
+            Standing::Alive => Some(watch.heard + self.times(ASK_AFTER)),
+            Standing::ManagementLost { again } => Some(*again),
+            Standing::Asked { waiting, until, .. } => {
                 let earliest = watch.heard + self.times(DOWN_AFTER);
                 Some(if waiting.is_empty() { earliest } else { earliest.max(*until) })
             }
-            (Standing::Down, _) => None,
+            Standing::Down => None,
         }
     }
 
     /// Whether over three in ten nodes, and not just one, are silent at once.
     fn many_vanished(&self, now: Moment) -> bool {
-        let silent = |watch: &&Watch| match watch.standing {
-            Standing::Alive => now.since(watch.heard) >= self.times(SUSPECT_AFTER),
-            Standing::Asked { .. } | Standing::ManagementLost => true,
-            Standing::Down => false,
-        };
-        let alive = self.nodes.values().filter(|w| !matches!(w.standing, Standing::Down)).count();
-        let vanished = self.nodes.values().filter(silent).count();
+        let down = |watch: &&Watch| matches!(watch.standing, Standing::Down);
+        let down = self.nodes.values().filter(down).count();
+        let (alive, vanished) = (self.nodes.len() - down, self.silent(now).len() - down);
         vanished > 1 && vanished * 10 > alive * 3
     }
 
@@ -269,6 +293,8 @@ const SUSPECT_AFTER: u32 = 20;
 /// Late enough that witnesses, who look for 0.8, do so beyond 3.
 const ASK_AFTER: u32 = 27;
 const DOWN_AFTER: u32 = 35;
+/// A switch that starts anew is back by then, and who is gone for good does not stay ready.
+const HELD_FOR: u32 = 600;
 /// What witnesses have from when they are asked until they count as silent.
 const WITNESSES_TAKE: u32 = 11;
 const _: () = assert!(ASK_AFTER >= SUSPECT_AFTER && ASK_AFTER + WITNESSES_TAKE < 40);

@@ -105,6 +105,14 @@ impl Fixture {
         self.dispatcher.handle_acknowledged(handle, replica.table().revision);
     }
 
+    /// Has others look for a node while these are silent; tells who does.
+    fn look_for(&self, node: u128, silent: &[u128]) -> Vec<u128> {
+        let silent = silent.iter().copied().map(NodeId::from_u128).collect();
+        let node = NodeId::from_u128(node);
+        let look = |state: &State| self.dispatcher.look_for(state, node, &silent, 3);
+        self.log.read(look).into_iter().map(NodeId::as_u128).collect()
+    }
+
     fn lagging(&self, revision: Revision) -> Vec<u128> {
         let lagging = self.dispatcher.lagging(NetworkId::from_u128(1), revision);
         lagging.into_iter().map(NodeId::as_u128).collect()
@@ -245,7 +253,7 @@ async fn only_connected_agents_of_the_network_are_waited_for() {
     assert_eq!(fixture.lagging(unrelated), []);
     let revision = fixture.endpoint(13, 2).await;
     assert_eq!(fixture.lagging(revision), [1]);
-    assert!(fixture.dispatcher.close(&one));
+    fixture.dispatcher.close(&one);
     assert_eq!(fixture.lagging(revision), []);
 }
 
@@ -256,7 +264,8 @@ async fn a_newer_session_and_a_removal_end_the_older_one() {
     let (older, _) = fixture.open(1);
     let (newer, _) = fixture.open(1);
     assert_eq!(fixture.dispatcher.take(&older), Due::Ended);
-    assert!(!fixture.dispatcher.close(&older), "it is not the node's newest");
+    fixture.dispatcher.close(&older);
+    assert!(!fixture.dispatcher.is_open(&older) && fixture.dispatcher.is_open(&newer));
     assert_eq!(fixture.dispatcher.take(&newer), Due::Nothing);
     fixture.apply(Command::RemoveNode(NodeId::from_u128(1))).await;
     assert_eq!(fixture.dispatcher.take(&newer), Due::Ended);
@@ -357,20 +366,64 @@ async fn only_who_was_told_to_look_has_looked() {
     let (other, silent) = (fixture.open(3).0, NodeId::from_u128(2));
     fixture.endpoint(11, 1).await;
     fixture.endpoint(12, 2).await;
-    let look = || fixture.log.read(|state| fixture.dispatcher.look_for(state, silent, 3));
     let looked = |handle| fixture.dispatcher.handle_looked(handle, silent);
-    assert_eq!(look(), BTreeSet::from([NodeId::from_u128(1)]));
+    assert_eq!(fixture.look_for(2, &[]), [1]);
     assert!(!looked(&handle), "before it was told");
-    assert_eq!(fixture.dispatcher.take_wanted(&handle), Some(vec![silent]));
+    assert_eq!(fixture.dispatcher.take_wanted(&handle), Some(silent));
+    assert_eq!(fixture.look_for(2, &[]), [1], "what it finds is for both");
+    assert_eq!(fixture.dispatcher.take_wanted(&handle), None);
     assert!(!looked(&other) && looked(&handle) && !looked(&handle), "once, by who was told");
-    // Who answers nothing is asked for no more than it is looking for.
-    for _ in 0..2 * MAX_WANTED {
-        look();
-        fixture.dispatcher.take_wanted(&handle);
+}
+
+#[tokio::test]
+async fn who_answers_nothing_is_asked_for_only_so_many() {
+    let fixture = Fixture::new().await;
+    let (handle, _) = fixture.open(1);
+    fixture.endpoint(1, 1).await;
+    for id in 4..=200 {
+        fixture.apply(register(id)).await;
+        fixture.endpoint(id.into(), id.into()).await;
     }
-    assert_eq!(look(), BTreeSet::new());
-    assert!(looked(&handle));
-    assert_eq!(look(), BTreeSet::from([NodeId::from_u128(1)]));
+    let asked = |id| !fixture.look_for(id, &[]).is_empty();
+    let all: Vec<u128> = (4..=200).filter(|id| asked(*id)).collect();
+    assert_eq!(all.len(), MAX_WANTED);
+    while fixture.dispatcher.take_wanted(&handle).is_some() {}
+    assert!(!asked(200), "it looks for as many");
+    assert!(fixture.dispatcher.handle_looked(&handle, NodeId::from_u128(4)));
+    assert!(asked(200));
+}
+
+#[tokio::test]
+async fn who_has_no_table_yet_or_is_silent_itself_is_no_witness() {
+    let fixture = Fixture::new().await;
+    let mut replica = Replica::new(Table::empty(NodeId::from_u128(1)));
+    let held = replica.position();
+    let open = |state: &State| fixture.dispatcher.open(state, NodeId::from_u128(1), held, &[]);
+    let (handle, snapshot) = fixture.log.read(open).unwrap();
+    fixture.endpoint(11, 1).await;
+    fixture.endpoint(12, 2).await;
+    assert_eq!(fixture.look_for(2, &[]), [0; 0], "its first table is on its way");
+    replica.handle_snapshot(snapshot).unwrap();
+    fixture.acknowledge(&handle, &replica);
+    assert_eq!(fixture.look_for(2, &[1]), [0; 0], "it may have vanished with the suspect");
+    assert_eq!(fixture.look_for(2, &[]), [1]);
+}
+
+#[tokio::test]
+async fn a_node_opens_only_so_many_sessions() {
+    let fixture = Fixture::new().await;
+    let (now, node) = (Instant::now(), NodeId::from_u128(1));
+    let turn = |node, now| fixture.dispatcher.turn(node, now);
+    assert!(
+        (0..OPENINGS_AT_ONCE).all(|_| turn(node, now) == Some(now)),
+        "it may have to come back"
+    );
+    assert_eq!(turn(node, now), Some(now + OPENING), "then one after the other");
+    let waiting = (0..1000).filter(|_| turn(node, now).is_some()).count();
+    assert_eq!(waiting, OPENINGS_AT_ONCE as usize - 1, "and no more of them wait");
+    assert_eq!(turn(NodeId::from_u128(2), now), Some(now), "that is one node's affair");
+    let later = now + 3 * OPENINGS_AT_ONCE * OPENING;
+    assert_eq!(turn(node, later), Some(later));
 }
 
 fn epochs_of(replica: &Replica, peer: u128) -> Vec<u32> {

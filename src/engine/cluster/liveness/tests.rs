@@ -16,7 +16,7 @@ fn at(ms: u64) -> Moment {
 fn heard_at(ms: u64) -> Liveness {
     let mut liveness = Liveness::new(Duration::from_secs(1), M);
     for node in [A, B, C] {
-        liveness.handle_opened(node, at(ms));
+        liveness.handle_opened(node, 1, at(ms));
         assert_eq!(liveness.poll_output(), Some(Verdict::Ready(node)));
     }
     liveness
@@ -65,14 +65,14 @@ fn witnesses_that_do_not_answer_are_silent() {
 fn what_a_closed_stream_says() {
     // Its host closed it: that is the last sign of life.
     let mut liveness = only_a_vanishes(0);
-    liveness.handle_closed(A, Closed::ByNode, at(900));
+    liveness.handle_closed(A, 1, Closed::ByNode, at(900));
     for node in [B, C] {
         liveness.handle_heard(node, at(3000));
     }
     assert_eq!(next(&mut liveness), (3600, vec![Verdict::Ask(A)]));
     // The manager gave it up: that says nothing.
     let mut liveness = only_a_vanishes(0);
-    liveness.handle_closed(A, Closed::ByManager, at(1900));
+    liveness.handle_closed(A, 1, Closed::ByManager, at(1900));
     assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
 }
 
@@ -92,7 +92,7 @@ fn a_node_that_a_witness_hears_stays_ready_and_is_asked_for_again() {
     liveness.handle_asked(A, BTreeSet::from([B]), at(5600));
     liveness.handle_witness(B, A, Heard::No, at(6400));
     assert_eq!(next(&mut liveness), (6400, vec![Verdict::Down(A)]));
-    liveness.handle_opened(A, at(9000));
+    liveness.handle_opened(A, 2, at(9000));
     assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
 }
 
@@ -163,6 +163,52 @@ fn a_manager_that_is_cut_off_takes_nobody_down() {
 }
 
 #[test]
+fn those_held_are_down_once_they_are_silent_for_too_long() {
+    let mut liveness = two_of_three_vanish(&[]);
+    let (mut downs, mut now) = (Vec::new(), at(3400));
+    while now < at(70_000) {
+        // C goes on being heard, and a deadline may lie behind.
+        now = now.max(liveness.poll_timeout().unwrap());
+        liveness.handle_heard(C, now);
+        liveness.handle_timeout(now);
+        while let Some(verdict) = liveness.poll_output() {
+            match verdict {
+                Verdict::Ask(node) => liveness.handle_asked(node, BTreeSet::new(), now),
+                Verdict::Down(node) => downs.push((node, now)),
+                Verdict::Ready(node) => panic!("{node} is ready"),
+            }
+        }
+    }
+    let nodes: Vec<NodeId> = downs.iter().map(|(node, _)| *node).collect();
+    assert_eq!(nodes, [A, B]);
+    assert!(downs.iter().all(|(_, when)| (at(60_000)..at(63_000)).contains(when)), "{downs:?}");
+}
+
+#[test]
+fn an_older_stream_that_ends_late_does_not_end_the_newer() {
+    let mut liveness = only_a_vanishes(0);
+    liveness.handle_opened(A, 3, at(100));
+    liveness.handle_opened(A, 2, at(150));
+    liveness.handle_closed(A, 1, Closed::ByNode, at(200));
+    assert_eq!(liveness.silent_for(A, at(200)), Some(Duration::from_millis(100)));
+    liveness.handle_closed(A, 3, Closed::ByNode, at(200));
+    assert_eq!(liveness.silent_for(A, at(200)), Some(Duration::ZERO));
+}
+
+#[test]
+fn who_is_silent_is_not_asked_about_others() {
+    let mut liveness = only_a_vanishes(0);
+    assert_eq!(liveness.silent(at(1999)), BTreeSet::new());
+    assert_eq!(liveness.silent(at(2100)), BTreeSet::from([A]));
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
+    liveness.handle_asked(A, BTreeSet::from([B]), at(2700));
+    liveness.handle_witness(B, A, Heard::Yes, at(2900));
+    assert_eq!(liveness.silent(at(2900)), BTreeSet::from([A]), "it lives, and its stream does not");
+    liveness.handle_heard(A, at(3000));
+    assert_eq!(liveness.silent(at(3000)), BTreeSet::new());
+}
+
+#[test]
 fn many_are_down_when_another_host_does_not_hear_them_either() {
     let mut liveness = two_of_three_vanish(&[C, M]);
     for witness in [C, M] {
@@ -203,7 +249,7 @@ fn a_node_whose_open_stream_was_read_late_is_ready_again() {
 
     let mut liveness = only_a_vanishes(0);
     assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(A)]));
-    liveness.handle_closed(A, Closed::ByManager, at(2700));
+    liveness.handle_closed(A, 1, Closed::ByManager, at(2700));
     liveness.handle_asked(A, BTreeSet::new(), at(2700));
     assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(A)]));
     liveness.handle_heard(A, at(3600));
