@@ -156,6 +156,9 @@ impl SessionTask {
         let mut taken = Instant::now();
         loop {
             let sending = !self.parts.is_empty();
+            if !sending && !due_beside {
+                taken = Instant::now();
+            }
             tokio::select! {
                 // The end first, which no flood of messages may put off. What came is heard before the
                 // time is looked at: a late reader is no silent agent.
@@ -163,9 +166,6 @@ impl SessionTask {
                 () = self.handle.wake.notified() => {
                     if !self.shared.dispatcher.is_open(&self.handle) {
                         return Err(Ended::ByManager);
-                    }
-                    if !sending && !due_beside {
-                        taken = Instant::now();
                     }
                     (due, due_beside) = (true, true);
                 }
@@ -196,7 +196,6 @@ impl SessionTask {
                     next_resync = Instant::now() + BETWEEN_RESYNCS;
                     let scopes = self.resync.take().filter(|scopes| !scopes.is_empty());
                     self.start_snapshot(scopes)?;
-                    taken = Instant::now();
                 }
                 _ = pings.tick() => {
                     // A full stream carries data, which is heard as well.
@@ -208,12 +207,8 @@ impl SessionTask {
                     self.send_bookmark()?;
                 }
                 Ok(()) = told.changed() => {
-                    self.heartbeat = *told.borrow_and_update();
+                    self.handle_heartbeat(*told.borrow_and_update());
                     pings = ticks(self.heartbeat);
-                    // The agent has kept to the one before until now.
-                    self.heard = Instant::now();
-                    self.heartbeat_due = true;
-                    self.handle.wake.notify_one();
                 }
                 () = sleep_until(self.heard + silence(self.heartbeat)) => {
                     return Err(Ended::Silent);
@@ -223,6 +218,14 @@ impl SessionTask {
                 }
             }
         }
+    }
+
+    fn handle_heartbeat(&mut self, heartbeat: Duration) {
+        self.heartbeat = heartbeat;
+        self.heartbeat_due = true;
+        self.handle.wake.notify_one();
+        // The agent has kept to the one before until now.
+        self.heard = Instant::now();
     }
 
     /// Sends one message of what is due beside the table; tells whether more may be.
