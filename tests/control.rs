@@ -562,8 +562,8 @@ async fn a_link_comes_back_by_itself() {
     cluster.network("blue").await;
     let mut first = Agent::start(&cluster, &worker).await;
     // A second stream of the node takes the first one's place, which then comes back.
-    let second = Agent::start(&cluster, &worker).await;
-    drop(second);
+    let mut second = silent_agent(&cluster, &worker).await;
+    within(async { while let Ok(Some(_)) = second.message().await {} }).await;
     cluster.endpoint(&worker, "blue").await;
     first.until(|table| table.endpoints.len() == 1).await;
     until_status(&cluster, worker.node.id, NodeStatus::Ready).await;
