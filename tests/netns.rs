@@ -71,13 +71,8 @@ fn bulk_without_tun_tso6() {
 }
 
 #[test]
-fn bulk_without_tun_uso4() {
-    run("bulk.sh", &["default", "tun-uso4=off"]);
-}
-
-#[test]
-fn bulk_without_tun_uso6() {
-    run("bulk.sh", &["default", "tun-uso6=off"]);
+fn bulk_without_tun_uso() {
+    run("bulk.sh", &["default", "tun-uso4=off,tun-uso6=off"]);
 }
 
 #[test]

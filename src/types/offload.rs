@@ -13,9 +13,9 @@ pub struct Offloads {
     pub tun_tso4: bool,
     /// TCP segmentation over IPv6 at the TUN.
     pub tun_tso6: bool,
-    /// UDP segmentation over IPv4 at the TUN.
+    /// UDP segmentation over IPv4 at the TUN; together with that over IPv6 or not at all.
     pub tun_uso4: bool,
-    /// UDP segmentation over IPv6 at the TUN.
+    /// UDP segmentation over IPv6 at the TUN; together with that over IPv4 or not at all.
     pub tun_uso6: bool,
     /// `UDP_SEGMENT` on sending.
     pub udp_gso: bool,
@@ -49,10 +49,12 @@ impl Offloads {
         udp_gro: true,
     };
 
-    /// Turns off what cannot work without another: segmentation needs partial checksums, and both
-    /// need the virtio_net_hdr.
+    /// Turns off what cannot work without another: segmentation needs partial checksums, both need
+    /// the virtio_net_hdr, and a TUN takes the UDP segmentation of both families or of none.
     pub fn normalised(mut self) -> Self {
         self.tun_csum &= self.tun_vnet;
+        let uso = self.tun_uso4 && self.tun_uso6;
+        (self.tun_uso4, self.tun_uso6) = (uso, uso);
         for segmentation in
             [&mut self.tun_tso4, &mut self.tun_tso6, &mut self.tun_uso4, &mut self.tun_uso6]
         {
@@ -134,6 +136,8 @@ mod tests {
         let plain: Offloads = "tun-vnet=off".parse().unwrap();
         assert!(!plain.tun_csum && !plain.tun_uso6 && plain.udp_gso);
         assert_eq!(plain.to_string().parse(), Ok(plain));
+        let one: Offloads = "tun-uso4=off".parse().unwrap();
+        assert!(!one.tun_uso4 && !one.tun_uso6 && one.tun_csum && one.tun_tso6);
     }
 
     #[test]

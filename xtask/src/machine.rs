@@ -1,10 +1,40 @@
-//! Where and of what a figure was measured.
+//! Where and of what a figure was measured, and that nothing else was measured meanwhile.
 
-use std::{fs, thread};
+use std::{
+    fs::{self, File},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context;
+use rustix::{fs::FlockOperation, io::Errno};
 
-use crate::{process, workspace};
+use crate::{
+    process::{self, complain},
+    signals, workspace,
+};
+
+/// Waits until no other measurement runs on this machine, and holds others up for as long as what it
+/// returns is kept: two at once would measure each other.
+pub fn alone() -> anyhow::Result<File> {
+    let path = std::env::temp_dir().join("bench.lock");
+    let open = || format!("open {}", path.display());
+    let file = File::options().create(true).append(true).open(&path).with_context(open)?;
+    let mut told = false;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+        signals::check()?;
+        if !told {
+            complain(format_args!("waiting for another measurement ({})", path.display()));
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
 
 /// Returns commit and machine as two members of a JSON object.
 pub fn json() -> anyhow::Result<String> {

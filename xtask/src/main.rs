@@ -46,7 +46,7 @@ enum Verb {
     Dist(dist::Args),
     /// Nodes in network namespaces on a shared underlay, to try things on
     Lab(lab::Args),
-    /// Measurements: functions, and TCP beside the kernel's VXLAN
+    /// Measurements: functions, and containers beside the kernel's VXLAN
     Bench(bench::Args),
     /// Runs a fuzz target, or lists them
     Fuzz(fuzz::Args),

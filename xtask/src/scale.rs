@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
+    machine,
     process::{self, say},
     workspace::cargo,
 };
@@ -21,6 +22,8 @@ pub struct Args {
 /// Prints the figures as they come.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (agents, networks) = (args.agents.to_string(), args.networks.to_string());
+    process::run(&mut cargo(["bench", "--bench", "scale", "--no-run"]))?;
+    let _alone = machine::alone()?;
     let mut run = cargo(["bench", "--quiet", "--bench", "scale", "--"]);
     run.args([&agents, &networks]);
     let status = process::lines(&mut run, |line| say(line))?;

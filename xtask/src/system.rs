@@ -200,7 +200,8 @@ pub fn tool(name: &str) -> Command {
     Command::new(find(name).unwrap_or_else(|| name.into()))
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where a program is, as [`tool`] would find it.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

@@ -11,8 +11,8 @@ use crate::{lab::Process, signals};
 pub struct Cost {
     /// Processor time, in hundredths of a second.
     pub ticks: u64,
-    /// The most voluntary switches of one of its threads a second.
-    pub switches: f64,
+    /// The most voluntary switches of one of its threads.
+    pub switches: u64,
 }
 
 /// Processor time of the machine outside idling, in seconds.
@@ -43,10 +43,10 @@ pub fn cost(daemon: Process, time: Duration) -> anyhow::Result<Cost> {
         }
         Ok(())
     })
-    .map(|(cost, ())| Cost { switches: cost.switches / time.as_secs_f64(), ..cost })
+    .map(|(cost, ())| cost)
 }
 
-/// What a daemon costs while something is done; its switches are all of that time.
+/// What a daemon costs while something is done.
 pub fn cost_of<T>(
     daemon: Process,
     act: impl FnOnce() -> anyhow::Result<T>,
@@ -58,7 +58,7 @@ pub fn cost_of<T>(
         let earlier = before.1.iter().find(|earlier| earlier.0 == *thread);
         count - earlier.map_or(0, |earlier| earlier.1)
     });
-    let switches = most.max().unwrap_or(0) as f64;
+    let switches = most.max().unwrap_or(0);
     Ok((Cost { ticks: after.0 - before.0, switches }, done))
 }
 
@@ -113,7 +113,7 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert!(cost.ticks >= 2 && cost.switches >= 1.0, "{cost:?}");
+        assert!(cost.ticks >= 2 && cost.switches >= 1, "{cost:?}");
         assert!(busy_seconds().unwrap() > 0.0);
     }
 }

@@ -94,7 +94,10 @@ impl Row {
             let earlier = before.iter().find(|row| row.name == self.name);
             cells.push(earlier.map_or(String::new(), |row| {
                 let [earlier, ..] = row.compared();
-                format!("{} ({:+.0} %)", shown(earlier), (median / earlier - 1.0) * 100.0)
+                let change = (median / earlier - 1.0) * 100.0;
+                let change =
+                    if change.is_finite() { format!(" ({change:+.0} %)") } else { String::new() };
+                format!("{}{change}", shown(earlier))
             }));
         }
         cells
@@ -102,9 +105,9 @@ impl Row {
 }
 
 /// Lays the rows out as a Markdown table; `before` is what they are compared with.
-pub fn table(peer: &str, rows: &[Row], before: Option<&[Row]>) -> String {
+pub fn table(rows: &[Row], before: Option<&[Row]>) -> String {
     let mut head: Vec<String> =
-        ["", "ours", peer, "ratio", "range", "bar", "goal", ""].map(str::to_owned).into();
+        ["", "ours", "peer", "ratio", "range", "bar", "goal", ""].map(str::to_owned).into();
     if before.is_some() {
         head.push("before".to_owned());
     }
@@ -176,16 +179,16 @@ mod tests {
         let row = row(Better::Higher, [4.0, 5.0, 3.0], [4.0, 10.0, 2.0], 0.9, 1.2);
         assert_eq!(row.compared(), [1.0, 0.5, 1.5]);
         assert_eq!(row.verdict(), "met");
-        let shown = table("vxlan", &[row], None);
+        let shown = table(&[row], None);
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines.len(), 3, "{shown}");
         assert_eq!(
             lines[0],
-            "|             | ours | vxlan | ratio |      range |    bar |   goal |     |"
+            "|             | ours | peer | ratio |      range |    bar |   goal |     |"
         );
         assert_eq!(
             lines[2],
-            "| TCP, Gbit/s | 4.00 |  4.00 |  1.00 | 0.50..1.50 | >= 0.9 | >= 1.2 | met |"
+            "| TCP, Gbit/s | 4.00 | 4.00 |  1.00 | 0.50..1.50 | >= 0.9 | >= 1.2 | met |"
         );
     }
 
@@ -208,7 +211,10 @@ mod tests {
         let read = read(&path).unwrap();
         assert_eq!(read, [earlier]);
         let now = row(Better::Higher, [3.0; 3], [4.0; 3], 0.9, 1.2);
-        assert!(table("vxlan", &[now], Some(&read)).contains("| 0.50 (+50 %) |"));
+        assert!(table(&[now], Some(&read)).contains("| 0.50 (+50 %) |"));
+        let none = Row::new("TCP, Gbit/s", Better::Lower, vec![0.0], Vec::new());
+        let still = table(std::slice::from_ref(&none), Some(std::slice::from_ref(&none)));
+        assert!(still.lines().last().unwrap().ends_with("   0.00 |"), "{still}");
         fs::write(&path, "{}").unwrap();
         let error = super::read(&path).unwrap_err().to_string();
         assert!(error.ends_with("is no file of 'bench --json'"), "{error}");

@@ -4,7 +4,7 @@
 //! ```text
 //!   c1 --- n1 ===underlay=== n2 --- c2      ours
 //!   k1 --- v1 (br0, vxlan0)  v2 --- k2      VXLAN; its sockets are in n1 and n2
-//!   g1 --- n1 (wgb1)    (wgb2) n2 --- g2    wireguard-go
+//!   g1 --- n1 (wg..-1) (wg..-2) n2 --- g2   wireguard-go
 //!   b1 ------------ br ------------ b2      a bridge
 //! ```
 
@@ -16,10 +16,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 
 use crate::{
-    lab::{Lab, Process, Underlay},
+    lab::{Lab, Process, Underlay, end_of},
     process, signals, system,
     traffic::Route,
     workspace::Programs,
@@ -124,13 +124,8 @@ pub fn lay_bridge(lab: &mut Lab) -> anyhow::Result<Pair> {
 
 /// Where wireguard-go and what configures it are, if they are.
 pub fn find_wireguard() -> Option<PathBuf> {
-    let named = env::var_os("WIREGUARD_GO").map(PathBuf::from);
-    let path = env::var_os("PATH").unwrap_or_default();
-    let find = |name: &str| {
-        env::split_paths(&path).map(|folder| folder.join(name)).find(|at| at.is_file())
-    };
-    find("wg")?;
-    named.or_else(|| find("wireguard-go"))
+    system::find("wg")?;
+    env::var_os("WIREGUARD_GO").map(PathBuf::from).or_else(|| system::find("wireguard-go"))
 }
 
 /// Routes containers of both nodes through wireguard-go.
@@ -148,15 +143,17 @@ pub fn lay_wireguard(lab: &mut Lab, program: &Path) -> anyhow::Result<Pair> {
     }
     for (number, other) in [(1, 2), (2, 1)] {
         let (node, container) = (&nodes[number - 1].0, format!("g{number}"));
-        // Its socket is in one folder of the machine, so the names differ.
-        let device = format!("wgb{number}");
+        // Its socket is in a folder of the machine, so no other may have the name.
+        let device = format!("wg{}-{number}", std::process::id());
         let log = keys.join(format!("{number}.log"));
         let words = [program.as_os_str(), "-f".as_ref(), device.as_ref()];
         let daemon = lab.spawn(node, &log, &words)?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{device}.sock"));
         while !socket.exists() {
             signals::check()?;
-            ensure!(daemon.is_running(), "wireguard-go ended; see {}", log.display());
+            if !daemon.is_running() {
+                bail!("wireguard-go ended: {}", end_of(&log));
+            }
             thread::sleep(Duration::from_millis(10));
         }
         let endpoint = format!("{}:51820", nodes[other - 1].1);

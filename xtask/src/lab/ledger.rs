@@ -11,7 +11,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -38,15 +38,10 @@ pub struct Process {
 impl Ledger {
     /// Starts the ledger of a new lab; refuses a name that is taken.
     pub fn create(name: &str) -> anyhow::Result<Self> {
-        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-            || !(1..=20).contains(&name.len())
-        {
-            bail!("'{name}' is no name for a lab: 1 to 20 letters, digits and '-'");
-        }
-        let base = base()?;
-        let folder = base.join(name);
+        let folder = folder_of(name)?;
+        base()?;
         if let Err(error) = fs::create_dir(&folder) {
-            if error.kind() == std::io::ErrorKind::AlreadyExists {
+            if error.kind() == ErrorKind::AlreadyExists {
                 bail!("a lab '{name}' is up; `cargo xtask lab down --name {name}` ends it");
             }
             return Err(error).with_context(|| format!("make {}", folder.display()));
@@ -56,12 +51,17 @@ impl Ledger {
 
     /// Reads the ledger of a lab that is up.
     pub fn open(name: &str) -> anyhow::Result<Self> {
-        let folder = folder().join(name);
-        if name.is_empty() || name.contains('/') || !folder.is_dir() {
+        let folder = folder_of(name)?;
+        if !folder.is_dir() {
             bail!("no lab '{name}' is up; `cargo xtask lab status` lists those that are");
         }
         owned(&folder)?;
-        let text = fs::read_to_string(folder.join("ledger")).unwrap_or_default();
+        let path = folder.join("ledger");
+        let text = match fs::read_to_string(&path) {
+            // It ended before its first entry.
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            text => text.with_context(|| format!("read {}", path.display()))?,
+        };
         Ok(Self { folder, lines: text.lines().map(str::to_owned).collect() })
     }
 
@@ -104,8 +104,8 @@ impl Ledger {
 
     /// Lists whatever else runs in the lab's namespaces: what a user left there, say.
     pub fn inhabitants(&self) -> Vec<Process> {
-        let inodes: Vec<String> =
-            self.entries("inode").map(|words| format!("net:[{}]", words.concat())).collect();
+        let inodes = self.inodes();
+        let daemons: Vec<Process> = self.processes().into_iter().map(|daemon| daemon.0).collect();
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let lives_here = |pid: &i32| {
             fs::read_link(format!("/proc/{pid}/ns/net"))
@@ -116,7 +116,27 @@ impl Ledger {
             .filter(lives_here)
             .filter_map(Process::running)
             .filter(|process| u32::try_from(process.pid) != Ok(std::process::id()))
+            .filter(|process| !daemons.contains(process))
             .collect()
+    }
+
+    /// The namespaces that are there still, as the links of their processes name them: the number of
+    /// one that is gone is the next one's. Those of a user namespace are seen by its daemons alone.
+    fn inodes(&self) -> Vec<String> {
+        let inside = self.entries("user").next().is_some()
+            && self.processes().iter().any(|daemon| daemon.0.is_running());
+        let mut inodes = Vec::new();
+        let mut path = PathBuf::new();
+        for line in &self.lines {
+            if let Some(name) = line.strip_prefix("netns ") {
+                path = Path::new("/run/netns").join(name);
+            } else if let Some(inode) = line.strip_prefix("inode ")
+                && (inside || fs::metadata(&path).is_ok_and(|at| at.ino().to_string() == inode))
+            {
+                inodes.push(format!("net:[{inode}]"));
+            }
+        }
+        inodes
     }
 
     /// Forgets the lab.
@@ -169,13 +189,22 @@ pub fn folder() -> PathBuf {
     std::env::var_os("OVERLAY_LAB_DIR").map_or_else(own, PathBuf::from)
 }
 
-/// Makes that folder, and refuses one that somebody else put there.
-fn base() -> anyhow::Result<PathBuf> {
+/// The folder of the lab of a name, which cannot lead anywhere else.
+fn folder_of(name: &str) -> anyhow::Result<PathBuf> {
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        || !(1..=20).contains(&name.len())
+    {
+        bail!("'{name}' is no name for a lab: 1 to 20 letters, digits and '-'");
+    }
+    Ok(folder().join(name))
+}
+
+/// Makes the folder of all labs, and refuses one that somebody else put there.
+fn base() -> anyhow::Result<()> {
     let folder = folder();
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.with_context(|| format!("make {}", folder.display()))?;
-    owned(&folder)?;
-    Ok(folder)
+    owned(&folder)
 }
 
 fn owned(folder: &Path) -> anyhow::Result<()> {
@@ -199,6 +228,25 @@ mod tests {
         let own = Process::running(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(own.is_running());
         assert!(!Process { start: own.start + 1, ..own }.is_running());
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        for name in ["", ".", "..", "/tmp", "a/b", "a.b", "123456789012345678901"] {
+            let error = Ledger::open(name).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("'{name}' is no name for a lab: 1 to 20 letters, digits and '-'")
+            );
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_has_no_inhabitants() {
+        let own = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        let lines = ["netns ovl-gone-n1".to_owned(), format!("inode {own}")].into();
+        let ledger = Ledger { folder: PathBuf::new(), lines };
+        assert_eq!(ledger.inhabitants(), []);
     }
 
     #[test]

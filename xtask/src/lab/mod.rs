@@ -13,7 +13,7 @@ use clap::Subcommand;
 use self::ledger::Ledger;
 pub use self::{
     ledger::{Process, folder},
-    nodes::manager,
+    nodes::{end_of, manager},
     topology::{Offloads, Underlay},
 };
 use crate::{
@@ -172,10 +172,10 @@ impl Lab {
     fn take_down(&self) -> anyhow::Result<()> {
         let daemons: Vec<Process> =
             self.ledger.processes().into_iter().map(|(process, _)| process).collect();
+        // While the daemons run: they may be all that shows the namespaces.
+        let others = self.ledger.inhabitants();
         let mut left: Vec<String> = Vec::new();
-        for stubborn in
-            nodes::end(&daemons).into_iter().chain(nodes::end(&self.ledger.inhabitants()))
-        {
+        for stubborn in nodes::end(&daemons).into_iter().chain(nodes::end(&others)) {
             left.push(format!("process {}", stubborn.pid));
         }
         for words in self.ledger.entries("netns") {

@@ -110,7 +110,8 @@ impl Lab {
     }
 }
 
-fn end_of(log: &Path) -> String {
+/// The last lines of what a daemon said.
+pub fn end_of(log: &Path) -> String {
     let log = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")

@@ -43,7 +43,7 @@ const PROOFS: &[Proof] = &[
 /// Runs one, or lists all.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let names: Vec<&str> = PROOFS.iter().map(|proof| proof.0).collect();
-    let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let known = names.join(", ");
     let Some(name) = &args.name else {
         say(format_args!("long runs: {known}"));
         for (name, sentence, _) in PROOFS {

@@ -4,15 +4,19 @@ use std::{
     io::{ErrorKind, IoSlice},
     net::{IpAddr, SocketAddr, UdpSocket},
     num::NonZeroU64,
+    str::FromStr,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use anyhow::{Context, bail, ensure};
+use rustix::{
+    io::Errno,
+    net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg},
+};
 
 use super::{Route, SMALL, say_listening};
-use crate::process::say;
+use crate::process::{complain, say};
 
 /// What came of one load.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,8 +25,28 @@ pub struct Datagrams {
     pub sent: u64,
     /// How many the receiver read.
     pub received: u64,
-    /// How long they were sent.
+    /// How long they were sent, or received if that took longer.
     pub time: Duration,
+}
+
+/// What a receiver found.
+pub struct Counted {
+    /// How many it read.
+    pub received: u64,
+    /// From the first of them to the last.
+    pub time: Duration,
+}
+
+impl FromStr for Counted {
+    type Err = anyhow::Error;
+
+    fn from_str(line: &str) -> anyhow::Result<Self> {
+        let figures: Result<Vec<u64>, _> = line.split_whitespace().map(str::parse).collect();
+        match figures.as_deref() {
+            Ok([received, ns]) => Ok(Self { received: *received, time: Duration::from_nanos(*ns) }),
+            Ok(_) | Err(_) => bail!("the receiver said '{line}'"),
+        }
+    }
 }
 
 impl Datagrams {
@@ -42,10 +66,12 @@ impl Route<'_> {
     /// until too many are, and is narrowed down then. A rate that fails is tried once more, since any
     /// other work on the machine costs datagrams too.
     pub fn most_datagrams(&self) -> anyhow::Result<f64> {
-        most(|rate| {
+        let most = most(|rate| {
             let probe = self.datagrams(rate, PROBE)?;
             if probe.arrived() { Ok(probe) } else { self.datagrams(rate, PROBE) }
-        })
+        })?;
+        ensure!(most > 0.0, "not even {LOWEST} datagrams a second arrive in {}", self.to);
+        Ok(most)
     }
 }
 
@@ -57,8 +83,8 @@ fn most(probe: impl Fn(u32) -> anyhow::Result<Datagrams>) -> anyhow::Result<f64>
             break;
         }
         best = best.max(found.rate());
-        // One sender does no more.
         if found.rate() < f64::from(high) * 0.95 || high >= HIGHEST {
+            complain("one sender does no more: the way may carry more datagrams than are told");
             return Ok(best);
         }
         (low, high) = (high, high * 2);
@@ -76,7 +102,8 @@ fn most(probe: impl Fn(u32) -> anyhow::Result<Datagrams>) -> anyhow::Result<f64>
     Ok(best)
 }
 
-/// Counts what comes, until nothing does for a while after the first; prints how many.
+/// Counts what comes, until nothing does for a while after the first; prints how many, and how long
+/// they took.
 pub fn count(addr: IpAddr) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
     // Where we may not, what the kernel gives is used.
@@ -86,20 +113,25 @@ pub fn count(addr: IpAddr) -> anyhow::Result<()> {
     let wait = |time| socket.set_read_timeout(Some(time)).context("set how long to wait");
     wait(FIRST)?;
     let mut received = 0_u64;
+    let mut first = Instant::now();
+    let mut last = first;
     loop {
         match socket.recv(&mut packet) {
-            Ok(_) if received == 0 => {
-                received = 1;
-                wait(QUIET)?;
+            Ok(_) => {
+                last = Instant::now();
+                if received == 0 {
+                    first = last;
+                    wait(QUIET)?;
+                }
+                received += 1;
             }
-            Ok(_) => received += 1,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 break;
             }
             Err(error) => return Err(error).context("receive a datagram"),
         }
     }
-    say(received);
+    say(format_args!("{received} {}", (last - first).as_nanos()));
     Ok(())
 }
 
@@ -111,6 +143,11 @@ pub fn flood(addr: SocketAddr, rate: u32, time: Duration) -> anyhow::Result<()> 
     // A pause is meant as short as it is.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("ask for exact pauses")?;
     let pause = Duration::from_secs(1) / rate.max(1);
+    let parts = [IoSlice::new(&[0; SMALL])];
+    let mut controls: Vec<SendAncillaryBuffer<'_, '_, '_>> =
+        (0..BURST).map(|_| SendAncillaryBuffer::default()).collect();
+    let mut messages: Vec<MMsgHdr<'_>> =
+        controls.iter_mut().map(|control| MMsgHdr::new(&parts, control)).collect();
     let start = Instant::now();
     let mut sent = 0_u64;
     loop {
@@ -124,20 +161,15 @@ pub fn flood(addr: SocketAddr, rate: u32, time: Duration) -> anyhow::Result<()> 
             continue;
         }
         let burst = BURST.min(due - sent) as usize;
-        // What the kernel does not take was not sent; neither is what nobody listens for any more.
-        sent += send_burst(&socket, burst).unwrap_or(0) as u64;
+        match sendmmsg(&socket, &mut messages[..burst], SendFlags::empty()) {
+            Ok(taken) => sent += taken as u64,
+            // What the kernel does not take was not sent; neither is what nobody listens for any more.
+            Err(Errno::NOBUFS | Errno::CONNREFUSED | Errno::INTR) => {}
+            Err(error) => return Err(error).context("send datagrams"),
+        }
     }
     say(sent);
     Ok(())
-}
-
-fn send_burst(socket: &UdpSocket, burst: usize) -> rustix::io::Result<usize> {
-    let parts = [IoSlice::new(&[0; SMALL])];
-    let mut controls: Vec<SendAncillaryBuffer<'_, '_, '_>> =
-        (0..burst).map(|_| SendAncillaryBuffer::default()).collect();
-    let mut messages: Vec<MMsgHdr<'_>> =
-        controls.iter_mut().map(|control| MMsgHdr::new(&parts, control)).collect();
-    sendmmsg(socket, &mut messages, SendFlags::empty())
 }
 
 fn due(rate: u32, elapsed: Duration) -> u64 {
@@ -145,7 +177,7 @@ fn due(rate: u32, elapsed: Duration) -> u64 {
 }
 
 /// How long each rate is tried.
-const PROBE: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_secs(1);
 /// For the first datagram.
 const FIRST: Duration = Duration::from_secs(5);
 /// After the last datagram.

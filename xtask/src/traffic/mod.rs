@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader, Lines},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdout, ExitCode, Stdio},
     str::FromStr,
     time::Duration,
@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::{Subcommand, ValueEnum};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::{
     lab::Lab,
@@ -52,7 +53,7 @@ enum Verb {
         #[arg(long, default_value_t = 3)]
         seconds: u64,
     },
-    /// Counts datagrams until some time after the last; prints how many
+    /// Counts datagrams until some time after the last; prints how many, and in how many nanoseconds
     Count {
         /// The address to listen on
         addr: IpAddr,
@@ -141,7 +142,9 @@ impl Route<'_> {
         let (rate, ms) = (rate.to_string(), time.as_millis().to_string());
         let sent = self.send("flood", &receiver, &["--rate", &rate, "--ms", &ms])?;
         let sent = sent.trim().parse().context("what was sent")?;
-        Ok(Datagrams { sent, received: receiver.figure()?, time })
+        let datagrams::Counted { received, time: of_receiver } = receiver.figure()?;
+        // What waits in a buffer when the sender ends was not received in the sender's time.
+        Ok(Datagrams { sent, received, time: time.max(of_receiver) })
     }
 
     /// Returns the times of round trips one after the other.
@@ -200,6 +203,30 @@ impl Drop for Receiver {
     }
 }
 
+/// Listens for streams.
+fn listen(addr: IpAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
+    without_pacing(&listener);
+    Ok(listener)
+}
+
+/// Opens a stream.
+fn connect(addr: SocketAddr) -> anyhow::Result<TcpStream> {
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+    let socket = socket.context("open a socket")?;
+    without_pacing(&socket);
+    rustix::net::connect(&socket, &addr).with_context(|| format!("connect to {addr}"))?;
+    Ok(socket.into())
+}
+
+/// Cubic, before there is a connection: a machine's default may pace itself and measure that, and what
+/// once paced a connection stays. Where the kernel lacks it, what it has is used.
+fn without_pacing(socket: impl std::os::fd::AsFd) {
+    let _ = sockopt::set_tcp_congestion(socket, "cubic");
+}
+
 /// Tells the other end where a receiver listens.
 fn say_listening(addr: SocketAddr) {
     say(format_args!("listening {}", addr.port()));
@@ -207,3 +234,5 @@ fn say_listening(addr: SocketAddr) {
 
 /// The payload of a small packet, in bytes.
 const SMALL: usize = 64;
+/// How long a stream may stand still.
+const STANDSTILL: Duration = Duration::from_secs(10);

@@ -1,15 +1,15 @@
 //! Round trips of 64 bytes, one after the other.
 
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, UdpSocket},
     str::FromStr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 
-use super::{SMALL, Transport, say_listening};
+use super::{SMALL, STANDSTILL, Transport, connect, listen, say_listening};
 use crate::process::say;
 
 /// How long round trips took.
@@ -38,8 +38,7 @@ pub fn echo(addr: IpAddr, over: Transport) -> anyhow::Result<()> {
     let mut packet = [0; SMALL];
     match over {
         Transport::Tcp => {
-            let listener =
-                TcpListener::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
+            let listener = listen(addr)?;
             say_listening(listener.local_addr()?);
             let (mut stream, _) = listener.accept().context("accept a stream")?;
             stream.set_nodelay(true).context("send at once")?;
@@ -64,8 +63,9 @@ pub fn ping(addr: SocketAddr, over: Transport) -> anyhow::Result<()> {
     let mut packet = [0; SMALL];
     let mut times = match over {
         Transport::Tcp => {
-            let mut stream = TcpStream::connect(addr).with_context(|| format!("reach {addr}"))?;
+            let mut stream = connect(addr)?;
             stream.set_nodelay(true).context("send at once")?;
+            stream.set_read_timeout(Some(STANDSTILL)).context("set how long to wait")?;
             round_trips(|| {
                 stream.write_all(&packet)?;
                 stream.read_exact(&mut packet)
@@ -78,7 +78,15 @@ pub fn ping(addr: SocketAddr, over: Transport) -> anyhow::Result<()> {
             socket.set_read_timeout(Some(PATIENCE)).context("set how long to wait")?;
             round_trips(|| {
                 socket.send(&packet)?;
-                socket.recv(&mut packet).map(drop)
+                match socket.recv(&mut packet) {
+                    // A lost one took as long as it was waited for.
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                    {
+                        Ok(())
+                    }
+                    received => received.map(drop),
+                }
             })
         }
     }?;

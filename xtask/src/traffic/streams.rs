@@ -1,15 +1,18 @@
-//! TCP streams. Cubic, since a machine's default may pace itself and measure that.
+//! TCP streams, all of them from one thread to one.
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use rustix::event::{PollFd, PollFlags, poll};
+use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 
-use super::say_listening;
+use super::{STANDSTILL, connect, listen, say_listening};
 use crate::process::say;
 
 /// How much one call to the kernel moves.
@@ -17,7 +20,7 @@ const BLOCK: usize = 128 * 1024;
 
 /// Takes streams until they end; prints the bits per second.
 pub fn receive(addr: IpAddr, streams: usize) -> anyhow::Result<()> {
-    let listener = TcpListener::bind((addr, 0)).with_context(|| format!("listen on {addr}"))?;
+    let listener = listen(addr)?;
     say_listening(listener.local_addr()?);
     let accept = |_| Ok(listener.accept().context("accept a stream")?.0);
     let streams = (0..streams).map(accept).collect::<anyhow::Result<_>>()?;
@@ -56,9 +59,7 @@ fn count(mut streams: Vec<TcpStream>) -> anyhow::Result<u64> {
 /// how many processors the ends have.
 pub fn send(addr: SocketAddr, streams: usize, time: Duration) -> anyhow::Result<()> {
     let connect = |_| -> anyhow::Result<TcpStream> {
-        let stream = TcpStream::connect(addr).with_context(|| format!("connect to {addr}"))?;
-        // Where the kernel lacks it, what it has is used.
-        let _ = rustix::net::sockopt::set_tcp_congestion(&stream, "cubic");
+        let stream = connect(addr)?;
         stream.set_nonblocking(true).context("send without waiting")?;
         Ok(stream)
     };
@@ -81,12 +82,19 @@ pub fn send(addr: SocketAddr, streams: usize, time: Duration) -> anyhow::Result<
 /// Waits until one of the streams is ready; tells which are.
 fn ready(streams: &[TcpStream], what: PollFlags) -> anyhow::Result<Vec<bool>> {
     let mut fds: Vec<PollFd<'_>> = streams.iter().map(|stream| PollFd::new(stream, what)).collect();
-    poll(&mut fds, None).context("wait for a stream")?;
+    let patience = Timespec { tv_sec: STANDSTILL.as_secs().cast_signed(), tv_nsec: 0 };
+    match poll(&mut fds, Some(&patience)) {
+        Ok(0) => bail!("no stream went on for {STANDSTILL:?}"),
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error).context("wait for a stream"),
+    }
     Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
