@@ -13,6 +13,15 @@ pub struct Cost {
     pub ticks: u64,
     /// The most voluntary switches of one of its threads.
     pub switches: u64,
+    /// The same of those threads that forward packets.
+    pub forwarding: u64,
+}
+
+/// The voluntary switches of a thread.
+struct Switches {
+    thread: u64,
+    forwards: bool,
+    count: u64,
 }
 
 /// Processor time of the machine outside idling, in seconds.
@@ -54,12 +63,16 @@ pub fn cost_of<T>(
     let before = (ticks(daemon)?, switches(daemon)?);
     let done = act()?;
     let after = (ticks(daemon)?, switches(daemon)?);
-    let most = after.1.iter().map(|(thread, count)| {
-        let earlier = before.1.iter().find(|earlier| earlier.0 == *thread);
-        count - earlier.map_or(0, |earlier| earlier.1)
-    });
-    let switches = most.max().unwrap_or(0);
-    Ok((Cost { ticks: after.0 - before.0, switches }, done))
+    let most = |of_all: bool| {
+        let asked = after.1.iter().filter(|now| of_all || now.forwards);
+        let counts = asked.map(|now| {
+            let earlier = before.1.iter().find(|earlier| earlier.thread == now.thread);
+            now.count - earlier.map_or(0, |earlier| earlier.count)
+        });
+        counts.max().unwrap_or(0)
+    };
+    let (ticks, switches, forwarding) = (after.0 - before.0, most(true), most(false));
+    Ok((Cost { ticks, switches, forwarding }, done))
 }
 
 fn ticks(daemon: Process) -> anyhow::Result<u64> {
@@ -71,8 +84,7 @@ fn ticks(daemon: Process) -> anyhow::Result<u64> {
     field(11).zip(field(12)).map(|(user, system)| user + system).context("a process's times")
 }
 
-/// The voluntary switches of each thread.
-fn switches(daemon: Process) -> anyhow::Result<Vec<(u64, u64)>> {
+fn switches(daemon: Process) -> anyhow::Result<Vec<Switches>> {
     let folder = format!("/proc/{}/task", daemon.pid);
     let mut switches = Vec::new();
     for thread in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
@@ -80,7 +92,12 @@ fn switches(daemon: Process) -> anyhow::Result<Vec<(u64, u64)>> {
         let thread = thread.to_string_lossy();
         // One may end meanwhile.
         let Ok(status) = fs::read_to_string(format!("{folder}/{thread}/status")) else { continue };
-        switches.push((thread.parse()?, number(&status, "voluntary_ctxt_switches:")?));
+        let name = status.lines().find_map(|line| line.strip_prefix("Name:"));
+        switches.push(Switches {
+            thread: thread.parse()?,
+            forwards: name.is_some_and(|name| name.trim().starts_with("overlay-w")),
+            count: number(&status, "voluntary_ctxt_switches:")?,
+        });
     }
     Ok(switches)
 }

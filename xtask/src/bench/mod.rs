@@ -263,11 +263,12 @@ fn alone(lab: &Lab, pair: &Pair, daemons: &[Process]) -> anyhow::Result<Vec<Row>
         peak = peak.max(daemon::peak_memory(*daemon)?);
     }
     let single = |name: &str, figure: f64| Row::new(name, Better::Lower, vec![figure], Vec::new());
-    let switches = idle.switches as f64 / IDLE.as_secs_f64();
+    let a_second = |switches: u64| switches as f64 / IDLE.as_secs_f64();
     let of_a_core = even.ticks as f64 / EVEN.as_secs_f64();
     let lost = 1.0 - datagrams.received as f64 / datagrams.sent as f64;
     Ok(vec![
-        single("idle worker: switches a thread and s", switches).asked(1.0, 1.0),
+        single("idle worker: switches a thread and s", a_second(idle.switches)).asked(1.0, 1.0),
+        single("idle worker: of a forwarding thread", a_second(idle.forwarding)).asked(1.0, 0.0),
         single("idle worker: CPU ticks in 60 s", idle.ticks as f64).asked(0.0, 0.0),
         single("1,000 packets/s: % of a core", of_a_core).asked(5.0, 5.0),
         single("1,000 packets/s: % lost", lost * 100.0).asked(1.0, 0.0),
