@@ -50,7 +50,7 @@ use self::{
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
-    log::{Log, LogFile, Snapshots},
+    log::{Log, LogFile, Snapshots, StartError},
     manager_key::ManagerKey,
     recovery::Recovery,
     rotation::RotationTask,
@@ -66,7 +66,7 @@ use crate::{
         },
         tls,
     },
-    engine::cluster::{Cluster, Command, Event, Outcome, Secrets, State, TokenUse},
+    engine::cluster::{Cluster, Command, Event, Outcome, RegisterNode, Secrets, State, TokenUse},
     types::{Network, Node, NodeId, Role},
 };
 
@@ -148,8 +148,9 @@ impl Manager {
         let trust = Arc::new(Trust::new(cluster, key)?);
         let secrets = trust.sealed()?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
-        let log = start_log(file, dispatcher.clone())?;
-        let node = register_first(&log, cluster, secrets, &founding).await?;
+        let first = first_node(&founding)?;
+        let log = start_log(file, first.node.id, dispatcher.clone()).await?;
+        let node = register_first(&log, cluster, secrets, &founding, first).await?;
         let point = membership::proven_key(&founding.node).map_err(refused)?;
         let life = founding.certificate_life;
         let credentials = tls::Credentials {
@@ -230,7 +231,7 @@ impl Manager {
         };
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
-        let log = start_log(file, dispatcher.clone())?;
+        let log = start_log(file, node.id, dispatcher.clone()).await?;
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let settings = Settings { cluster, data_port, certificate_life: life };
         let shared = Shared::new(folder, settings, &node, trust, dispatcher, log);
@@ -373,11 +374,15 @@ async fn listen(addr: SocketAddr, advice: &str) -> anyhow::Result<TcpListener> {
     listener.map_err(|error| anyhow!("listen on {addr}: {error}; {advice}"))
 }
 
-fn start_log(file: LogFile, dispatcher: Arc<Dispatcher>) -> anyhow::Result<Log> {
+async fn start_log(
+    file: LogFile,
+    manager: NodeId,
+    dispatcher: Arc<Dispatcher>,
+) -> Result<Log, StartError> {
     let watcher = move |state: &State, revision, events: &[Event]| {
         dispatcher.handle_events(state, revision, events);
     };
-    Log::start(file, Snapshots::default(), Box::new(watcher)).context("start the log's writer")
+    Log::start(file, manager, Snapshots::default(), Box::new(watcher)).await
 }
 
 /// The manager's part of the state folder.
@@ -403,12 +408,19 @@ fn remove(folder: &Path) {
     }
 }
 
+/// The node that founds a cluster.
+fn first_node(founding: &Founding) -> anyhow::Result<RegisterNode> {
+    let (role, port) = (Role::Manager, founding.data_port);
+    membership::registration(founding.node.clone(), role, port, TokenUse::Founding).map_err(refused)
+}
+
 /// Puts the cluster and its first node into an empty log.
 async fn register_first(
     log: &Log,
     id: [u8; 16],
     secrets: Secrets,
     founding: &Founding,
+    first: RegisterNode,
 ) -> anyhow::Result<Node> {
     let cluster = Cluster {
         id,
@@ -420,11 +432,7 @@ async fn register_first(
         heartbeat_ms: u64::try_from(founding.heartbeat.as_millis())?,
     };
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
-    let request = founding.node.clone();
-    let (role, port) = (Role::Manager, founding.data_port);
-    let register = membership::registration(request, role, port, TokenUse::Founding);
-    let register = Command::RegisterNode(register.map_err(refused)?);
-    match log.propose(register).await?.1 {
+    match log.propose(Command::RegisterNode(first)).await?.1 {
         Outcome::Node(node) => Ok(node),
         Outcome::Done | Outcome::Generation(_) | Outcome::Network(_) | Outcome::Endpoint(_) => {
             bail!("registering gave no node")

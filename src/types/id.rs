@@ -95,6 +95,12 @@ impl<K> Clone for Id<K> {
     }
 }
 impl<K> Copy for Id<K> {}
+impl<K> Default for Id<K> {
+    /// The id that no object has.
+    fn default() -> Self {
+        Self::from_u128(0)
+    }
+}
 impl<K> PartialEq for Id<K> {
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value

@@ -17,11 +17,12 @@ use tokio::runtime;
 
 use crate::{
     disk::{Disk, Random},
-    workload::{History, cluster, create, network, open},
+    workload::{History, MANAGER, cluster, create, network, open},
 };
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
+const META: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("meta");
 
 /// A log with a snapshot and entries after it, and its state.
 struct Written {
@@ -33,9 +34,9 @@ struct Written {
 }
 
 fn written() -> Written {
-    let runtime = runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let (disk, mut history) = (Disk::default(), History::new());
-    let log = create(&disk);
+    let log = runtime.block_on(create(&disk));
     runtime.block_on(history.go_on(&log, 12, &mut Random::new(7))).unwrap();
     let killed = disk.image();
     runtime.block_on(log.close());
@@ -166,21 +167,44 @@ fn a_record_out_of_its_place_is_named() {
     assert_eq!(error, damaged(&format!("entry {last}: its checksum is wrong")));
 }
 
-#[test]
-fn a_newer_record_asks_for_the_newer_program() {
+/// What is said of a log whose last entry is of a format; and which entry that is.
+fn of_format(format: u8) -> (String, Revision) {
     let mut last = 0;
     let error = tampered(|_, transaction| {
         last = ends(transaction).1;
         let mut table = transaction.open_table(ENTRIES).unwrap();
         let mut record = table.get(last).unwrap().unwrap().value().to_vec();
-        record[0] = 2;
+        record[0] = format;
         table.insert(last, record.as_slice()).unwrap();
     });
+    (error, last)
+}
+
+#[test]
+fn a_newer_record_asks_for_the_newer_program() {
+    let (error, last) = of_format(3);
     assert_eq!(
         error,
         format!(
             "the log log.redb: entry {last} was written by a newer overlayd; start that version again"
         )
+    );
+}
+
+#[test]
+fn an_older_log_asks_for_a_backup_of_it() {
+    let advice = "make a backup with that version, then restore it with this one";
+    let (error, last) = of_format(1);
+    assert_eq!(
+        error,
+        format!("the log log.redb: entry {last} was written by an older overlayd; {advice}")
+    );
+    let error = tampered(|_, transaction| {
+        transaction.delete_table(META).unwrap();
+    });
+    assert_eq!(
+        error,
+        format!("the log log.redb: all of it was written by an older overlayd; {advice}")
     );
 }
 
@@ -222,7 +246,8 @@ async fn the_file_is_its_owners_and_is_held_by_one() {
         assert_eq!(state.revision(), revision, "the state stands right after the command");
         watcher.lock().unwrap().push((revision, events.len()));
     });
-    let log = Log::start(LogFile::create(&path).unwrap(), Snapshots::default(), watcher).unwrap();
+    let file = LogFile::create(&path).unwrap();
+    let log = Log::start(file, MANAGER, Snapshots::default(), watcher).await.unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     log.propose(cluster()).await.unwrap();
     log.propose(cluster()).await.unwrap_err();

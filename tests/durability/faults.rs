@@ -30,7 +30,7 @@ async fn check(errno: i32, sentence: &str) {
     for after in 0..24 {
         let (disk, mut history) = (Disk::default(), History::new());
         let mut random = Random::new(after);
-        let log = create(&disk);
+        let log = create(&disk).await;
         history.go_on(&log, 4, &mut random).await.unwrap();
         disk.plan(after, Fault::Error(errno));
         let stopped = history.go_on(&log, 12, &mut random).await.unwrap_err();
@@ -72,7 +72,7 @@ async fn a_failing_disk_stops_the_log_and_is_named() {
 #[tokio::test]
 async fn what_waits_when_the_log_stops_is_told_too() {
     let (disk, mut history) = (Disk::default(), History::new());
-    let log = create(&disk);
+    let log = create(&disk).await;
     history.go_on(&log, 4, &mut Random::new(1)).await.unwrap();
     disk.plan(0, Fault::Error(EIO));
     // More than can wait: the last ones are still on their way in.
@@ -85,7 +85,7 @@ async fn what_waits_when_the_log_stops_is_told_too() {
 #[tokio::test]
 async fn a_closed_log_says_that_it_ends() {
     let disk = Disk::default();
-    let log = create(&disk);
+    let log = create(&disk).await;
     log.close().await;
     let stopped = refused(&log).await;
     assert_eq!(stopped.to_string(), "this manager is ending; ask again when overlayd is started");
@@ -95,7 +95,7 @@ async fn a_closed_log_says_that_it_ends() {
 #[tokio::test]
 async fn a_command_that_no_snapshot_should_hold_is_refused_before_the_log() {
     let disk = Disk::default();
-    let log = create(&disk);
+    let log = create(&disk).await;
     let Command::CreateNetwork(mut create) = network(1) else { unreachable!("it makes a network") };
     create.labels.insert("key".into(), "x".repeat(300_000));
     let refused = log.propose(Command::CreateNetwork(create)).await.unwrap_err().to_string();
@@ -111,7 +111,7 @@ async fn who_proposes_at_the_moment_of_the_stop_is_told_too() {
     let rounds = std::env::var("STOP_ROUNDS").map_or(2000, |text| text.parse().unwrap());
     for round in 0..rounds {
         let disk = Disk::default();
-        let log = Arc::new(create(&disk));
+        let log = Arc::new(create(&disk).await);
         disk.plan(4 + round % 8, Fault::Error(EIO));
         let proposers = (0..8u128).map(|id| {
             let log = log.clone();

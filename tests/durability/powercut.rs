@@ -74,9 +74,9 @@ fn an_acknowledgement_before_the_sync_is_found() {
 /// One point: a workload is cut, and so is what comes after every second time; then all is as it was.
 fn point(seed: u64, seen: &mut Seen) -> Result<(), String> {
     let mut random = Random::new(seed);
-    let runtime = runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let (disk, mut history) = (Disk::default(), History::new());
-    let log = create(&disk);
+    let log = runtime.block_on(create(&disk));
     disk.plan(random.below(OPERATIONS) as u64, Fault::PowerCut);
     let cut = runtime.block_on(history.go_on(&log, ROUNDS, &mut random));
     seen.cuts += u64::from(matches!(cut, Err(Stopped::Failed { .. })));
@@ -90,9 +90,13 @@ fn point(seed: u64, seen: &mut Seen) -> Result<(), String> {
             Ok(file) => {
                 history.check(file.state())?;
                 history.forget_lost(file.state());
-                let log = start(file);
-                let cut = runtime.block_on(history.go_on(&log, 3, &mut random));
-                seen.twice += u64::from(cut.is_err());
+                let cut = runtime.block_on(async {
+                    match start(file).await {
+                        Ok(log) => history.go_on(&log, 3, &mut random).await.is_err(),
+                        Err(_) => true,
+                    }
+                });
+                seen.twice += u64::from(cut);
             }
             Err(OpenError::Io { .. }) => seen.twice += 1,
             Err(error) => return Err(format!("cut while opening: {error}")),
@@ -106,7 +110,7 @@ fn point(seed: u64, seen: &mut Seen) -> Result<(), String> {
     history.forget_lost(file.state());
 
     // It goes on from there, and an orderly end keeps all of it.
-    let log = start(file);
+    let log = runtime.block_on(start(file)).map_err(|error| error.to_string())?;
     let gone_on = runtime.block_on(history.go_on(&log, 3, &mut random));
     gone_on.map_err(|stopped| stopped.to_string())?;
     runtime.block_on(log.close());

@@ -9,13 +9,14 @@ use overlay::{
     types::{NodeId, NodeStatus},
 };
 
-use crate::workload::{cluster, node};
+use crate::workload::{MANAGER, cluster, node};
 
 #[tokio::test]
 async fn a_thousand_proposals_at_once_are_durable_within_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let file = LogFile::create(&folder.path().join("log.redb")).unwrap();
-    let log = Log::start(file, Snapshots::default(), Box::new(|_, _, _| {})).unwrap();
+    let log =
+        Log::start(file, MANAGER, Snapshots::default(), Box::new(|_, _, _| {})).await.unwrap();
     log.propose(cluster()).await.unwrap();
     log.propose(node(2)).await.unwrap();
     let command =

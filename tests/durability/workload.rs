@@ -8,7 +8,7 @@ use overlay::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, Outcome, Refusal,
         RegisterNode, Secrets, State, TokenUse,
     },
-    manager::log::{Log, LogFile, OpenError, ProposeError, Snapshots, Stopped},
+    manager::log::{Log, LogFile, OpenError, ProposeError, Snapshots, StartError, Stopped},
     types::{
         Availability, EndpointId, NetworkId, Node, NodeId, NodeStatus, Revision, Role, VersionRange,
     },
@@ -125,12 +125,13 @@ impl History {
 }
 
 /// Starts a log with snapshots often enough to be in the way.
-pub fn start(file: LogFile) -> Log {
-    Log::start(file, Snapshots { entries: 16, bytes: 1 << 20 }, Box::new(|_, _, _| {})).unwrap()
+pub async fn start(file: LogFile) -> Result<Log, StartError> {
+    let snapshots = Snapshots { entries: 16, bytes: 1 << 20 };
+    Log::start(file, MANAGER, snapshots, Box::new(|_, _, _| {})).await
 }
 
-pub fn create(disk: &Disk) -> Log {
-    start(LogFile::create_on(disk.clone(), Path::new("log.redb")).unwrap())
+pub async fn create(disk: &Disk) -> Log {
+    start(LogFile::create_on(disk.clone(), Path::new("log.redb")).unwrap()).await.unwrap()
 }
 
 pub fn open(disk: &Disk) -> Result<LogFile, OpenError> {
@@ -205,3 +206,6 @@ pub fn endpoint(id: u128, network: u128) -> Command {
         aliases: vec!["alias".parse().unwrap()],
     })
 }
+
+/// Whose log it is.
+pub const MANAGER: NodeId = NodeId::from_u128(1);

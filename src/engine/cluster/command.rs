@@ -210,7 +210,7 @@ pub struct CreateEndpoint {
 }
 
 /// What a command gave to whoever asked for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It is done.
     Done,

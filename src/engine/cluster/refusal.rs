@@ -1,15 +1,16 @@
 //! Why the cluster does not do what it was asked. The sentence of a refusal names the thing and
 //! says what to do instead.
 
-use std::{fmt, net::IpAddr};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::limits::{MAX_ALIASES, MAX_LABEL_BYTES, MAX_LABELS, MAX_TOKENS, MTU_RANGE};
 use crate::types::{Name, VersionRange, Vni};
 
 /// A kind of object, as sentences and commands call it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A node.
     Node,
@@ -30,7 +31,7 @@ impl fmt::Display for Kind {
 }
 
 /// One refusal.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's sentence says what it is")]
 pub enum Refusal {
     #[error("the cluster is made already; join it instead")]
@@ -44,7 +45,7 @@ pub enum Refusal {
     )]
     RootRotating { nodes: usize },
     #[error("address pool {pool} cannot hold subnets of length {mask_length}; {advice}")]
-    PoolUnusable { pool: IpNet, mask_length: u8, advice: &'static str },
+    PoolUnusable { pool: IpNet, mask_length: u8, advice: Cow<'static, str> },
 
     #[error("the name {name} is taken by {kind} {id}; choose another")]
     NameTaken { kind: Kind, name: Name, id: String },
@@ -93,9 +94,9 @@ pub enum Refusal {
     #[error("subnet {given} is not a network address; use {network}")]
     NotNetworkAddress { given: IpNet, network: IpNet },
     #[error("subnet {subnet} is too small for a gateway and one endpoint; use {use_instead}")]
-    SubnetTooSmall { subnet: IpNet, use_instead: &'static str },
+    SubnetTooSmall { subnet: IpNet, use_instead: Cow<'static, str> },
     #[error("subnet {subnet} is too large; use {use_instead}")]
-    SubnetTooLarge { subnet: IpNet, use_instead: &'static str },
+    SubnetTooLarge { subnet: IpNet, use_instead: Cow<'static, str> },
     #[error("subnet {subnet} is reserved; use a private one such as 10.1.0.0/24 or fd00:1::/64")]
     SubnetReserved { subnet: IpNet },
     #[error("subnets {first} and {second} of one network overlap; use subnets that do not")]

@@ -44,10 +44,10 @@ pub(super) fn check_subnet(subnet: &IpNet) -> Result<(), Refusal> {
         IpNet::V6(_) => (126, 16, "/126 or shorter", "/16 or longer"),
     };
     if subnet.prefix_len() > smallest {
-        return Err(Refusal::SubnetTooSmall { subnet: *subnet, use_instead: small_advice });
+        return Err(Refusal::SubnetTooSmall { subnet: *subnet, use_instead: small_advice.into() });
     }
     if subnet.prefix_len() < largest {
-        return Err(Refusal::SubnetTooLarge { subnet: *subnet, use_instead: large_advice });
+        return Err(Refusal::SubnetTooLarge { subnet: *subnet, use_instead: large_advice.into() });
     }
     if subnet.trunc() != *subnet {
         return Err(Refusal::NotNetworkAddress { given: *subnet, network: subnet.trunc() });
@@ -91,7 +91,7 @@ pub(super) fn check_pool(pool: &Ipv4Net, mask_length: u8) -> Result<(), Refusal>
         return Err(Refusal::NotNetworkAddress { given: subnet, network: subnet.trunc() });
     }
     if !(pool.prefix_len()..=30).contains(&mask_length) {
-        let advice = "the length must be that of the pool or longer, and at most 30";
+        let advice = "the length must be that of the pool or longer, and at most 30".into();
         return Err(Refusal::PoolUnusable { pool: subnet, mask_length, advice });
     }
     check_subnet(&subnet)

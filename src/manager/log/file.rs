@@ -1,39 +1,81 @@
-//! The log on disk: one redb file with the entries since a snapshot, and the snapshot.
+//! The log on disk: one redb file with the latest entries, the snapshot before most of them, and what
+//! openraft must not forget.
 //!
 //! ```text
-//! entries:   revision -> record of a command (JSON)
-//! snapshot:  0 -> record of the head (revision, parts), 1.. -> records of the state (JSON, cut)
+//! entries:   index -> record of an entry (JSON)
+//! snapshot:  0 -> record of the head, 1.. -> records of the state (JSON, cut)
+//! meta:      see Meta
 //! ```
 //! What is in it after any call that returned `Ok` stays through a power cut, and a call that broke
 //! off left all or nothing: every change is one transaction, committed in two phases, each of them
 //! synced. What cannot be read whole is not read at all.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io,
+    ops::RangeBounds,
     os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
+use openraft::{CommittedLeaderId, Membership};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    StorageBackend, TableDefinition, WriteTransaction, backends::FileBackend,
+    StorageBackend, TableDefinition, TableError, WriteTransaction, backends::FileBackend,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::record::{self, Position, RecordError};
-use crate::{
-    engine::cluster::{Command, State},
-    types::Revision,
+use super::{
+    machine::{self, Replica},
+    raft::{Entry, LogId, SnapshotMeta, StoredMembership},
+    record::{self, Position, RecordError},
+    store::{Kept, json},
+    writer::Stored,
 };
+use crate::{engine::cluster::State, types::NodeId};
 
-/// A log's file, held by this process, and the state that it makes.
+/// A log's file, held by this process, and what it held when it was opened.
 pub struct LogFile {
     pub(super) database: Database,
     pub(super) path: PathBuf,
-    pub(super) state: State,
-    pub(super) grown: Grown,
+    pub(super) held: Held,
+}
+
+/// What a log's file holds.
+#[derive(Default)]
+pub(super) struct Held {
+    /// The manager whose log it is, once one has taken it.
+    pub owner: Option<NodeId>,
+    pub kept: Kept,
+    pub replica: Replica,
+    pub grown: Grown,
+}
+
+impl Held {
+    /// Whether its owner decides alone: then all that is in the log is committed.
+    pub fn is_alone(&self) -> bool {
+        let newest = self.kept.entries.values().rev().find_map(|entry| match &entry.payload {
+            openraft::EntryPayload::Membership(membership) => Some(membership),
+            openraft::EntryPayload::Blank | openraft::EntryPayload::Normal(_) => None,
+        });
+        let membership = newest.unwrap_or(self.replica.membership.membership());
+        membership.voter_ids().eq(self.owner)
+    }
+}
+
+/// What is kept once, beside entries and snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Meta {
+    /// Whose log it is.
+    Owner = 0,
+    /// The vote.
+    Vote = 1,
+    /// How far the log was known to be committed.
+    Committed = 2,
+    /// The last entry that was removed.
+    Purged = 3,
 }
 
 /// How much stands in the file beside the snapshot, and how large that is.
@@ -54,10 +96,14 @@ pub enum OpenError {
     Missing { path: PathBuf },
     #[error("the log {}: {what} was written by a newer overlayd; start that version again", .path.display())]
     Newer { path: PathBuf, what: String },
+    #[error("the log {}: {what} was written by an older overlayd; make a backup with that version, then restore it with this one", .path.display())]
+    Older { path: PathBuf, what: String },
     #[error("the log {} is damaged: {what}; restore a backup with overlayd --restore", .path.display())]
     Damaged { path: PathBuf, what: String },
     #[error("the log {} is in use by another process; end that one", .path.display())]
     InUse { path: PathBuf },
+    #[error("the log {} is that of manager {owner}, and this is {manager}; put the state folders back as they were", .path.display())]
+    Foreign { path: PathBuf, owner: NodeId, manager: NodeId },
     #[error("the log {}: {error}; check that disk, its space, and who may write there", .path.display())]
     Io { path: PathBuf, error: io::Error },
 }
@@ -95,16 +141,48 @@ impl LogFile {
     /// There is one already, or the disk does not take it; nothing is left.
     pub fn create_with(path: &Path, state: State) -> Result<Self, OpenError> {
         let mut made = Self::create(path)?;
-        let io = |error| OpenError::Io { path: path.to_owned(), error };
-        let json = serde_json::to_vec(&state).map_err(|error| io(error.into()))?;
-        if let Err(error) = replace(&made.database, state.revision(), &json) {
+        let meta = machine::meta(None, StoredMembership::default());
+        let state_json = json(&state);
+        let written =
+            write(&made.database, |transaction| put_snapshot(transaction, &meta, &state_json));
+        if let Err(error) = written {
             // What cannot be removed is found and named by the next attempt.
             let _ = std::fs::remove_file(path);
             return Err(open_error(path, error));
         }
-        made.grown.snapshot_bytes = json.len() as u64;
-        made.state = state;
+        made.held.grown.snapshot_bytes = state_json.len() as u64;
+        made.held.replica.state = state;
         Ok(made)
+    }
+
+    /// Makes the log the one of a manager that decides alone, if nobody has taken it yet.
+    ///
+    /// # Errors
+    /// It is another manager's, or the disk does not take it.
+    pub(super) fn claim(&mut self, manager: NodeId) -> Result<(), OpenError> {
+        match self.held.owner {
+            Some(owner) if owner == manager => return Ok(()),
+            Some(owner) => {
+                return Err(OpenError::Foreign { path: self.path.clone(), owner, manager });
+            }
+            None => {}
+        }
+        let first = LogId::new(CommittedLeaderId::new(0, manager), 0);
+        let alone = Membership::new(vec![BTreeSet::from([manager])], None);
+        let membership = StoredMembership::new(Some(first), alone);
+        let meta = machine::meta(Some(first), membership.clone());
+        let state = json(&self.held.replica.state);
+        let written = write(&self.database, |transaction| {
+            put_meta(transaction, Meta::Owner, &json(&manager))?;
+            put_meta(transaction, Meta::Purged, &json(&first))?;
+            put_snapshot(transaction, &meta, &state)
+        });
+        written.map_err(|error| open_error(&self.path, error))?;
+        let Held { owner, kept, replica, grown } = &mut self.held;
+        (*owner, kept.purged) = (Some(manager), Some(first));
+        (replica.applied, replica.membership) = (Some(first), membership);
+        grown.snapshot_bytes = state.len() as u64;
+        Ok(())
     }
 
     /// Opens the log of an earlier run.
@@ -130,13 +208,13 @@ impl LogFile {
             write(&database, |transaction| {
                 transaction.open_table(ENTRIES)?;
                 transaction.open_table(SNAPSHOT)?;
+                transaction.open_table(META)?;
                 Ok(())
             })?;
             Ok(database)
         };
         let database = make().map_err(|error| open_error(path, error))?;
-        let (state, grown) = (State::default(), Grown::default());
-        Ok(Self { database, path: path.to_owned(), state, grown })
+        Ok(Self { database, path: path.to_owned(), held: Held::default() })
     }
 
     /// Opens the log on storage that `path` names in sentences: checks every page and every
@@ -154,8 +232,8 @@ impl LogFile {
         }
         let open = || {
             let database = builder().create_with_backend(backend).map_err(redb::Error::from)?;
-            let (state, grown) = load(&database.begin_read()?, path)?;
-            Ok(Self { database, path: path.to_owned(), state, grown })
+            let held = load(&database.begin_read()?, path)?;
+            Ok(Self { database, path: path.to_owned(), held })
         };
         // redb takes some damage for a defect of its own, and panics.
         match catch_unwind(AssertUnwindSafe(open)) {
@@ -166,58 +244,89 @@ impl LogFile {
         }
     }
 
-    /// Returns the state that the log makes.
+    /// Returns the state that the log makes, as far as it is known to be committed.
     pub fn state(&self) -> &State {
-        &self.state
+        &self.held.replica.state
     }
 }
 
-/// Puts entries, whose bodies are commands as JSON, behind what there is.
-pub(super) fn append<'a>(
-    database: &Database,
-    entries: impl Iterator<Item = (Revision, &'a [u8])>,
+/// Puts entries, as JSON, behind what there is.
+pub(super) fn put_entries(
+    transaction: &WriteTransaction,
+    entries: &[(u64, Vec<u8>)],
 ) -> Result<(), redb::Error> {
-    write(database, |transaction| {
-        let mut table = transaction.open_table(ENTRIES)?;
-        for (revision, body) in entries {
-            let record = record::seal(Position::Entry(revision), body);
-            table.insert(revision, record.as_slice())?;
-        }
-        Ok(())
-    })
+    let mut table = transaction.open_table(ENTRIES)?;
+    for (index, body) in entries {
+        table.insert(index, record::seal(Position::Entry(*index), body).as_slice())?;
+    }
+    Ok(())
 }
 
-/// Puts a state, as JSON, in the place of all entries and the snapshot before them.
-pub(super) fn replace(
-    database: &Database,
-    revision: Revision,
+/// Removes the entries of some indices.
+pub(super) fn remove_entries(
+    transaction: &WriteTransaction,
+    indices: impl RangeBounds<u64>,
+) -> Result<(), redb::Error> {
+    transaction.open_table(ENTRIES)?.retain_in(indices, |_, _| false)?;
+    Ok(())
+}
+
+/// Puts something, as JSON, in the place of what it was.
+pub(super) fn put_meta(
+    transaction: &WriteTransaction,
+    meta: Meta,
+    body: &[u8],
+) -> Result<(), redb::Error> {
+    let number = meta as u64;
+    let record = record::seal(Position::Meta(number), body);
+    transaction.open_table(META)?.insert(number, record.as_slice())?;
+    Ok(())
+}
+
+/// Puts a snapshot in the place of the one before.
+pub(super) fn put_snapshot(
+    transaction: &WriteTransaction,
+    meta: &SnapshotMeta,
     state: &[u8],
 ) -> Result<(), redb::Error> {
-    write(database, |transaction| {
-        transaction.delete_table(ENTRIES)?;
-        transaction.delete_table(SNAPSHOT)?;
-        transaction.open_table(ENTRIES)?;
-        let mut table = transaction.open_table(SNAPSHOT)?;
-        let head = Head { revision, parts: state.len().div_ceil(PART_BYTES) as u64 };
-        let head = serde_json::to_vec(&head).map_err(io::Error::from)?;
-        table.insert(0, record::seal(Position::Head, &head).as_slice())?;
-        for (number, part) in (1..).zip(state.chunks(PART_BYTES)) {
-            let record = record::seal(Position::Part(revision, number), part);
-            table.insert(number, record.as_slice())?;
-        }
-        Ok(())
-    })
+    transaction.delete_table(SNAPSHOT)?;
+    let mut table = transaction.open_table(SNAPSHOT)?;
+    let parts = state.len().div_ceil(PART_BYTES) as u64;
+    let head = Head { meta: meta.clone(), parts };
+    let index = head.index();
+    table.insert(0, record::seal(Position::Head, &json(&head)).as_slice())?;
+    for (number, part) in (1..).zip(state.chunks(PART_BYTES)) {
+        table.insert(number, record::seal(Position::Part(index, number), part).as_slice())?;
+    }
+    Ok(())
+}
+
+/// Reads the snapshot; one that does not hold together is an error of the disk.
+pub(super) fn read_snapshot(database: &Database) -> Result<Option<Stored>, redb::Error> {
+    let path = Path::new("");
+    match load_snapshot(&database.begin_read()?, &Named { path }) {
+        Ok(read) => Ok(read.filter(|(meta, _)| meta.last_log_id.is_some())),
+        Err(LoadError::Storage(error)) => Err(error),
+        Err(LoadError::Refused(refused)) => Err(redb::Error::Corrupted(refused.to_string())),
+    }
 }
 
 /// The first record of a snapshot.
 #[derive(Serialize, Deserialize)]
 struct Head {
-    revision: Revision,
+    meta: SnapshotMeta,
     parts: u64,
 }
 
+impl Head {
+    /// What tells its parts from those of another.
+    fn index(&self) -> u64 {
+        self.meta.last_log_id.map_or(0, |last| last.index)
+    }
+}
+
 /// Has a change made durable, whole or not at all.
-fn write(
+pub(super) fn write(
     database: &Database,
     change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
 ) -> Result<(), redb::Error> {
@@ -251,74 +360,151 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
     }
 }
 
-/// Makes the state: the snapshot, and every entry behind it.
-fn load(transaction: &ReadTransaction, path: &Path) -> Result<(State, Grown), LoadError> {
-    let damaged =
-        |what: String| LoadError::Refused(OpenError::Damaged { path: path.to_owned(), what });
-    let bent = |what: String, error: RecordError| match error {
-        RecordError::Newer(_) => {
-            LoadError::Refused(OpenError::Newer { path: path.to_owned(), what })
-        }
-        RecordError::Checksum | RecordError::Cut => damaged(format!("{what}: {error}")),
-    };
-    let (mut state, mut grown) = load_snapshot(transaction, &damaged, &bent)?;
-    for entry in transaction.open_table(ENTRIES)?.iter()? {
-        let (key, value) = entry?;
-        let (revision, wanted) = (key.value(), state.revision() + 1);
-        if revision != wanted {
-            return Err(damaged(format!("entry {wanted} is missing before entry {revision}")));
-        }
-        let what = || format!("entry {revision}");
-        let body = record::open(Position::Entry(revision), value.value());
-        let body = body.map_err(|error| bent(what(), error))?;
-        let command: Command = serde_json::from_slice(body)
-            .map_err(|error| damaged(format!("{}: {error}", what())))?;
-        // That it was refused is a part of the log as well.
-        let _ = state.apply(revision, command);
-        grown.entries += 1;
-        grown.entry_bytes += body.len() as u64;
+/// Says what is wrong with a file of this name.
+struct Named<'a> {
+    path: &'a Path,
+}
+
+impl Named<'_> {
+    fn damaged(&self, what: String) -> LoadError {
+        LoadError::Refused(OpenError::Damaged { path: self.path.to_owned(), what })
     }
-    Ok((state, grown))
+
+    fn open<'a>(
+        &self,
+        what: &str,
+        position: Position,
+        record: &'a [u8],
+    ) -> Result<&'a [u8], LoadError> {
+        record::open(position, record).map_err(|error| match error {
+            RecordError::Newer(_) => LoadError::Refused(OpenError::Newer {
+                path: self.path.to_owned(),
+                what: what.to_owned(),
+            }),
+            RecordError::Older(_) => LoadError::Refused(OpenError::Older {
+                path: self.path.to_owned(),
+                what: what.to_owned(),
+            }),
+            RecordError::Checksum | RecordError::Cut => self.damaged(format!("{what}: {error}")),
+        })
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        position: Position,
+        record: &[u8],
+    ) -> Result<T, LoadError> {
+        let body = self.open(what, position, record)?;
+        serde_json::from_slice(body).map_err(|error| self.damaged(format!("{what}: {error}")))
+    }
+}
+
+/// Reads all of it, and makes the state: the snapshot, and every entry behind it that is known to be
+/// committed.
+fn load(transaction: &ReadTransaction, path: &Path) -> Result<Held, LoadError> {
+    let named = Named { path };
+    let mut held = Held::default();
+    if let Some((meta, json)) = load_snapshot(transaction, &named)? {
+        let state: State = serde_json::from_slice(&json)
+            .map_err(|error| named.damaged(format!("the snapshot: {error}")))?;
+        let SnapshotMeta { last_log_id: applied, last_membership: membership, .. } = meta;
+        held.replica = Replica { state, applied, membership };
+        held.grown.snapshot_bytes = json.len() as u64;
+    }
+    let table = transaction.open_table(META).map_err(|error| match error {
+        // The first format had none, nor anything else of its kind.
+        TableError::TableDoesNotExist(_) => LoadError::Refused(OpenError::Older {
+            path: path.to_owned(),
+            what: "all of it".to_owned(),
+        }),
+        error => LoadError::from(error),
+    })?;
+    let meta = |meta: Meta| table.get(meta as u64);
+    let position = |meta: Meta| Position::Meta(meta as u64);
+    if let Some(record) = meta(Meta::Owner)? {
+        held.owner = named.read("its owner", position(Meta::Owner), record.value())?;
+    }
+    if let Some(record) = meta(Meta::Vote)? {
+        held.kept.vote = named.read("the vote", position(Meta::Vote), record.value())?;
+    }
+    if let Some(record) = meta(Meta::Committed)? {
+        let what = "what is committed";
+        held.kept.committed = named.read(what, position(Meta::Committed), record.value())?;
+    }
+    if let Some(record) = meta(Meta::Purged)? {
+        held.kept.purged =
+            named.read("what was removed", position(Meta::Purged), record.value())?;
+    }
+    load_entries(transaction, &named, &mut held)?;
+    Ok(held)
+}
+
+fn load_entries(
+    transaction: &ReadTransaction,
+    named: &Named<'_>,
+    held: &mut Held,
+) -> Result<(), LoadError> {
+    let mut wanted = held.kept.first();
+    for record in transaction.open_table(ENTRIES)?.iter()? {
+        let (index, record) = record?;
+        let index = index.value();
+        if index != wanted {
+            return Err(named.damaged(format!("entry {wanted} is missing before entry {index}")));
+        }
+        let what = format!("entry {index}");
+        let entry: Entry = named.read(&what, Position::Entry(index), record.value())?;
+        if entry.log_id.index != index {
+            return Err(named.damaged(format!("{what} is entry {}", entry.log_id.index)));
+        }
+        held.grown.entries += 1;
+        held.grown.entry_bytes += record.value().len() as u64;
+        held.kept.entries.insert(index, entry);
+        wanted += 1;
+    }
+    let committed = match held.is_alone() {
+        true => Some(wanted),
+        false => held.kept.committed.map(|committed| committed.index + 1),
+    };
+    let first = held.replica.applied.map_or(0, |applied| applied.index + 1);
+    let Held { kept, replica, .. } = held;
+    if let Some(end) = committed.filter(|end| first < *end) {
+        for entry in kept.entries.range(first..end).map(|(_, entry)| entry.clone()) {
+            // That a command was refused is a part of the log as well.
+            let _ = replica.apply(entry, |_, _, _| {});
+        }
+    }
+    Ok(())
 }
 
 fn load_snapshot(
     transaction: &ReadTransaction,
-    damaged: &dyn Fn(String) -> LoadError,
-    bent: &dyn Fn(String, RecordError) -> LoadError,
-) -> Result<(State, Grown), LoadError> {
+    named: &Named<'_>,
+) -> Result<Option<Stored>, LoadError> {
     let table = transaction.open_table(SNAPSHOT)?;
     let mut records = table.iter()?;
-    let Some(head) = records.next().transpose()? else {
-        return Ok((State::default(), Grown::default()));
-    };
-    let what = || "the snapshot's head".to_owned();
-    if head.0.value() != 0 {
-        return Err(damaged(format!("{} is missing", what())));
+    let Some(first) = records.next().transpose()? else { return Ok(None) };
+    let what = "the snapshot's head";
+    if first.0.value() != 0 {
+        return Err(named.damaged(format!("{what} is missing")));
     }
-    let body = record::open(Position::Head, head.1.value()).map_err(|error| bent(what(), error))?;
-    let head: Head =
-        serde_json::from_slice(body).map_err(|error| damaged(format!("{}: {error}", what())))?;
+    let head: Head = named.read(what, Position::Head, first.1.value())?;
     let mut bytes = Vec::new();
     let mut number = 0;
     for part in records {
         let (key, value) = part?;
         number += 1;
-        let what = || format!("part {number} of the snapshot");
+        let what = format!("part {number} of the snapshot");
         if key.value() != number || number > head.parts {
-            return Err(damaged(format!("{} is missing or too much", what())));
+            return Err(named.damaged(format!("{what} is missing or too much")));
         }
-        let body = record::open(Position::Part(head.revision, number), value.value());
-        bytes.extend_from_slice(body.map_err(|error| bent(what(), error))?);
+        let position = Position::Part(head.index(), number);
+        bytes.extend_from_slice(named.open(&what, position, value.value())?);
     }
     if number != head.parts {
-        return Err(damaged(format!("part {} of the snapshot is missing", number + 1)));
+        return Err(named.damaged(format!("part {} of the snapshot is missing", number + 1)));
     }
-    let state: State = serde_json::from_slice(&bytes)
-        .map_err(|error| damaged(format!("the snapshot: {error}")))?;
-    if state.revision() != head.revision {
-        return Err(damaged("the snapshot is of another revision than its head".to_owned()));
-    }
-    Ok((state, Grown { snapshot_bytes: bytes.len() as u64, ..Grown::default() }))
+    Ok(Some((head.meta, bytes)))
 }
 
 fn open_error(path: &Path, error: redb::Error) -> OpenError {
@@ -333,6 +519,7 @@ fn open_error(path: &Path, error: redb::Error) -> OpenError {
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
+const META: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("meta");
 /// Large enough to cost few pages' headers, small enough that one is cheap to check and to keep.
 const PART_BYTES: usize = 256 << 10;
 /// Entries are written once and read at the start: the cache holds the pages of one transaction.
@@ -344,33 +531,64 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_command_that_this_program_does_not_know_is_named() {
-        let path = Path::new("log.redb");
-        let made = LogFile::create_on(InMemoryBackend::new(), path).unwrap();
-        append(&made.database, [(1, br#"{"Unheard":1}"#.as_slice())].into_iter()).unwrap();
-        let error = match load(&made.database.begin_read().unwrap(), path) {
+    fn refused(made: &LogFile) -> String {
+        match load(&made.database.begin_read().unwrap(), &made.path) {
             Err(LoadError::Refused(error)) => error.to_string(),
             Err(LoadError::Storage(error)) => panic!("{error}"),
             Ok(_) => panic!("it was taken"),
-        };
+        }
+    }
+
+    fn made() -> LogFile {
+        let mut made = LogFile::create_on(InMemoryBackend::new(), Path::new("log.redb")).unwrap();
+        made.claim(NodeId::from_u128(1)).unwrap();
+        made
+    }
+
+    #[test]
+    fn a_command_that_this_program_does_not_know_is_named() {
+        let made = made();
+        let entry = r#"{"log_id":{"leader_id":{"term":1,"node_id":"0000000000000000000000001"},"index":1},"payload":{"Normal":[{"Unheard":1}]}}"#;
+        write(&made.database, |t| put_entries(t, &[(1, entry.into())])).unwrap();
+        let error = refused(&made);
         let start = "the log log.redb is damaged: entry 1: unknown variant `Unheard`, ";
         assert!(error.starts_with(start), "{error}");
     }
 
     #[test]
+    fn an_entry_in_the_place_of_another_is_named() {
+        let made = made();
+        let entry = r#"{"log_id":{"leader_id":{"term":1,"node_id":"0000000000000000000000001"},"index":2},"payload":"Blank"}"#;
+        write(&made.database, |t| put_entries(t, &[(1, entry.into())])).unwrap();
+        let what = "the log log.redb is damaged: entry 1 is entry 2; restore a backup with overlayd --restore";
+        assert_eq!(refused(&made), what);
+    }
+
+    #[test]
+    fn a_log_is_one_managers() {
+        let mut made = made();
+        made.claim(NodeId::from_u128(1)).unwrap();
+        let error = made.claim(NodeId::from_u128(2)).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the log log.redb is that of manager 0000000000000000000000001, and this is 0000000000000000000000002; put the state folders back as they were"
+        );
+    }
+
+    #[test]
     fn a_state_of_many_parts_is_read_as_it_was_written() {
-        let path = Path::new("log.redb");
-        let made = LogFile::create_on(InMemoryBackend::new(), path).unwrap();
-        let mut json = serde_json::to_vec(&State::default()).unwrap();
+        let made = made();
+        let mut json = json(&State::default());
         // White space means nothing in JSON.
         json.resize(json.len() + 2 * PART_BYTES, b' ');
-        replace(&made.database, 0, &json).unwrap();
-        replace(&made.database, 0, &json).unwrap();
-        match load(&made.database.begin_read().unwrap(), path) {
-            Ok((state, grown)) => {
-                assert!(state == State::default());
-                assert_eq!(grown.snapshot_bytes, json.len() as u64);
+        let meta = machine::meta(None, StoredMembership::default());
+        for _ in 0..2 {
+            write(&made.database, |transaction| put_snapshot(transaction, &meta, &json)).unwrap();
+        }
+        match load(&made.database.begin_read().unwrap(), &made.path) {
+            Ok(held) => {
+                assert!(held.replica.state == State::default());
+                assert_eq!(held.grown.snapshot_bytes, json.len() as u64);
             }
             Err(LoadError::Refused(error)) => panic!("{error}"),
             Err(LoadError::Storage(error)) => panic!("{error}"),

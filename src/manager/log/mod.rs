@@ -2,48 +2,89 @@
 //! its revision and outcome, read the state, and be told of every applied command in order.
 //!
 //! ```text
-//! propose -> (bounded) -> writer thread: what waits is one transaction of the file, durable
-//!                              -> then applied to the state, told to the watcher, answered
+//! propose -> (bounded) -> batches -> openraft -> store -> writer thread: what waits is one
+//!                                       |                 transaction of the file, durable
+//!                                       '-> machine: applied to the state, told to the watcher,
+//!                                                    answered
 //! read    -> state
 //! ```
-//! What was answered stays through a power cut. The first failure of the disk ends the writing: a
-//! later success says nothing about what the disk dropped before. Reading goes on.
+//! A revision is the number of a command; entries, which are batches of commands, have indices of
+//! their own. What was answered stays through a power cut. The first failure of the disk ends the
+//! writing: a later success says nothing about what the disk dropped before. Reading goes on.
 
+mod batches;
 mod file;
+mod machine;
+mod network;
+mod raft;
 mod record;
+mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     thread::JoinHandle,
+    time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use openraft::{EmptyNode, RaftMetrics};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task,
+};
 
-use self::writer::{Proposal, WriterThread};
+use self::{
+    batches::{Batches, Proposal},
+    file::Held,
+    machine::{Machine, Replica},
+    raft::Raft,
+    store::Store,
+    writer::{Op, Writer, WriterThread},
+};
 pub use self::{
     file::{LogFile, OpenError},
-    writer::{Snapshots, Watcher},
+    writer::Snapshots,
 };
 use crate::{
-    engine::cluster::{Command, Outcome, Refusal, State},
-    types::Revision,
+    engine::cluster::{Command, Event, Outcome, Refusal, State},
+    types::{NodeId, Revision},
 };
+
+/// Is told of every applied command, in order, while the state stands right after it.
+pub type Watcher = Box<dyn FnMut(&State, Revision, &[Event]) + Send>;
 
 /// The log and the state that it makes.
 pub struct Log {
     common: Arc<Common>,
-    /// Taken at the end; the writer ends when it has answered what it was sent.
+    /// Taken at the end; the batches end when they have answered what they were sent.
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    batches: Mutex<Option<task::JoinHandle<()>>>,
+    writer: Writer,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the callers and the writer have in common. Only the writer changes the state.
+/// What the callers, openraft's tasks and the writer have in common.
 struct Common {
     path: PathBuf,
-    state: RwLock<State>,
+    replica: RwLock<Replica>,
     stopped: OnceLock<Stopped>,
+}
+
+/// Why a log does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The file cannot be taken.
+    #[error(transparent)]
+    File(#[from] OpenError),
+    /// The disk failed meanwhile.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The system gives no thread.
+    #[error("start the log's writer: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// Why a proposal has no outcome.
@@ -90,20 +131,58 @@ pub enum Stopped {
 }
 
 impl Log {
-    /// Starts writing to a file; `watcher` is told of every applied command while the state stands
-    /// right after it.
+    /// Starts the log of a manager, which decides alone if the file is nobody's yet; `watcher` is told
+    /// of every command that is applied from now on.
     ///
     /// # Errors
-    /// The system gives no thread.
-    pub fn start(file: LogFile, snapshots: Snapshots, watcher: Watcher) -> std::io::Result<Self> {
-        let LogFile { database, path, state, grown } = file;
-        let common = Arc::new(Common { path, state: RwLock::new(state), stopped: OnceLock::new() });
+    /// The file is another manager's, the disk fails, or the system gives no thread.
+    pub async fn start(
+        mut file: LogFile,
+        manager: NodeId,
+        snapshots: Snapshots,
+        watcher: Watcher,
+    ) -> Result<Self, StartError> {
+        file.claim(manager)?;
+        let alone = file.held.is_alone();
+        let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
+        let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
+        let common = Arc::new(Common { path, replica, stopped });
+        let due = Arc::new(Notify::new());
+        let (thread, writer) =
+            WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
+        let thread = std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?;
         let (proposals, proposed) = mpsc::channel(MAX_WAITING);
-        let writer =
-            WriterThread::new(common.clone(), database, grown, snapshots, watcher, proposed);
-        let writer = std::thread::Builder::new().name("log".into()).spawn(|| writer.run())?;
-        let (proposals, writer) = (Mutex::new(Some(proposals)), Mutex::new(Some(writer)));
-        Ok(Self { common, proposals, writer })
+        let log = Self {
+            common: common.clone(),
+            proposals: Mutex::new(Some(proposals)),
+            batches: Mutex::default(),
+            writer: writer.clone(),
+            thread: Mutex::new(Some(thread)),
+        };
+        let machine = Machine::new(common, writer.clone(), watcher);
+        let config = Arc::new(raft::config(snapshots.entries / 8));
+        let store = Store::new(kept, writer);
+        let started = Raft::new(manager, config, network::Alone, store, machine).await;
+        let raft = started.map_err(|_| log.stopped())?;
+        let batches = Batches::new(raft.clone(), proposed, due);
+        *locked(&log.batches) = Some(tokio::spawn(batches.run()));
+        if alone {
+            log.lead(&raft).await?;
+        }
+        Ok(log)
+    }
+
+    /// Waits until this manager leads, which nobody else can, and all that is in the log is applied.
+    async fn lead(&self, raft: &Raft) -> Result<(), Stopped> {
+        if !raft.metrics().borrow().state.is_leader() {
+            raft.trigger().elect().await.map_err(|_| self.stopped())?;
+        }
+        let leads = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            let applied = metrics.last_applied.map(|applied| applied.index);
+            metrics.state.is_leader() && applied == metrics.last_log_index
+        };
+        let waited = raft.wait(Some(LEADS_AFTER)).metrics(leads, "to lead alone").await;
+        waited.map(drop).map_err(|_| self.stopped())
     }
 
     /// Has a command written and applied, and returns its revision and outcome when it is durable.
@@ -111,14 +190,14 @@ impl Log {
     /// # Errors
     /// The state refuses the command, it is too large, or the log is stopped.
     pub async fn propose(&self, command: Command) -> Result<(Revision, Outcome), ProposeError> {
-        let body = serde_json::to_vec(&command).expect("a command has no keys but strings");
-        if body.len() > MAX_COMMAND_BYTES {
-            return Err(ProposeError::TooLarge { bytes: body.len() });
+        let bytes = store::json(&command).len();
+        if bytes > MAX_COMMAND_BYTES {
+            return Err(ProposeError::TooLarge { bytes });
         }
         let (answer, answered) = oneshot::channel();
         let sender = locked(&self.proposals).clone();
         let sender = sender.ok_or_else(|| self.stopped())?;
-        let sent = sender.send(Proposal { command, body, answer }).await;
+        let sent = sender.send(Proposal { command, bytes, answer }).await;
         drop(sender);
         sent.map_err(|_| self.stopped())?;
         Ok(answered.await.map_err(|_| self.stopped())??)
@@ -128,16 +207,23 @@ impl Log {
     /// reader does not read within.
     pub fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
         // A panic elsewhere cannot leave a half-applied command: `apply` checks before it changes.
-        read(&self.common.state.read().unwrap_or_else(PoisonError::into_inner))
+        let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
+        read(&replica.state)
     }
 
     /// Ends the writing when what was proposed is answered, and closes the file.
     pub async fn close(&self) {
         drop(locked(&self.proposals).take());
-        let writer = locked(&self.writer).take();
-        if let Some(writer) = writer {
+        let batches = locked(&self.batches).take();
+        if let Some(batches) = batches {
+            // Batches that panicked have left their proposals without an answer, which says enough.
+            let _ = batches.await;
+        }
+        let _ = self.writer.send(Op::End);
+        let thread = locked(&self.thread).take();
+        if let Some(thread) = thread {
             // A writer that panicked has stopped the log, which was told to whoever proposed.
-            let _ = tokio::task::spawn_blocking(|| writer.join()).await;
+            let _ = task::spawn_blocking(|| thread.join()).await;
         }
     }
 
@@ -158,8 +244,9 @@ impl Drop for Log {
     /// Waits for the writer, so that the file is closed when the log is gone.
     fn drop(&mut self) {
         drop(locked(&self.proposals).take());
-        if let Some(writer) = locked(&self.writer).take() {
-            let _ = writer.join();
+        let _ = self.writer.send(Op::End);
+        if let Some(thread) = locked(&self.thread).take() {
+            let _ = thread.join();
         }
     }
 }
@@ -168,8 +255,10 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Proposals that wait for the writer, which takes all of them as one transaction: the more wait
-/// for a sync of the disk, the more one sync is shared by. With those being written at most 128 MB.
+/// Proposals that wait for the entry before to be durable and become one together: the more wait for
+/// a sync of the disk, the more one sync is shared by. With those being written at most 128 MB.
 const MAX_WAITING: usize = 256;
 /// Labels, the largest part of any command, have 16 KB, which may be six times that as JSON.
 const MAX_COMMAND_BYTES: usize = 256 << 10;
+/// A manager that decides alone waits for nothing but its disk.
+const LEADS_AFTER: Duration = Duration::from_secs(10);

@@ -15,20 +15,25 @@ use aws_lc_rs::digest::{Context, SHA256};
 /// What a record is, and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
-    /// The entry of a revision.
+    /// The entry of an index.
     Entry(u64),
     /// The head of a snapshot.
     Head,
     /// A part of the snapshot as of a revision, from 1.
     Part(u64, u64),
+    /// What a number stands for beside the entries.
+    Meta(u64),
 }
 
 /// Why bytes are not the record that should stand there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
     /// A later program wrote it.
-    #[error("it was written by a newer overlayd, in format {0}")]
+    #[error("it is of format {0}, which is newer")]
     Newer(u8),
+    /// An earlier program wrote it.
+    #[error("it is of format {0}, which is older")]
+    Older(u8),
     /// The checksum is not its own.
     #[error("its checksum is wrong")]
     Checksum,
@@ -53,8 +58,9 @@ pub(super) fn seal(position: Position, body: &[u8]) -> Vec<u8> {
 pub(super) fn open(position: Position, record: &[u8]) -> Result<&[u8], RecordError> {
     match record {
         [] => Err(RecordError::Cut),
-        // A bent version byte looks newer too; either way this program cannot read it.
-        [version, ..] if *version != VERSION => Err(RecordError::Newer(*version)),
+        // A bent version byte looks so too; either way this program cannot read it.
+        [version, ..] if *version > VERSION => Err(RecordError::Newer(*version)),
+        [version, ..] if *version < VERSION => Err(RecordError::Older(*version)),
         _ => {
             let (head, body) = record.split_at_checked(HEAD).ok_or(RecordError::Cut)?;
             let right = head[1..] == checksum(position, body);
@@ -65,9 +71,10 @@ pub(super) fn open(position: Position, record: &[u8]) -> Result<&[u8], RecordErr
 
 fn checksum(position: Position, body: &[u8]) -> [u8; CHECKSUM] {
     let (kind, numbers) = match position {
-        Position::Entry(revision) => (1, [revision, 0]),
+        Position::Entry(index) => (1, [index, 0]),
         Position::Head => (2, [0, 0]),
         Position::Part(revision, number) => (3, [revision, number]),
+        Position::Meta(number) => (4, [number, 0]),
     };
     let mut context = Context::new(&SHA256);
     context.update(&[VERSION, kind]);
@@ -78,7 +85,7 @@ fn checksum(position: Position, body: &[u8]) -> [u8; CHECKSUM] {
     checksum
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// One wrong record in 2^64 is not found: enough against chance, which is all that it is against.
 const CHECKSUM: usize = 8;
 const HEAD: usize = 1 + CHECKSUM;
@@ -91,7 +98,9 @@ mod tests {
     fn a_record_is_read_only_where_it_was_written() {
         let record = seal(Position::Entry(7), b"body");
         assert_eq!(open(Position::Entry(7), &record), Ok(b"body".as_slice()));
-        for position in [Position::Entry(8), Position::Head, Position::Part(7, 0)] {
+        for position in
+            [Position::Entry(8), Position::Head, Position::Part(7, 0), Position::Meta(7)]
+        {
             assert_eq!(open(position, &record), Err(RecordError::Checksum), "{position:?}");
         }
     }
@@ -110,13 +119,11 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_record_is_told_from_a_bent_one() {
+    fn a_newer_or_older_record_is_told_from_a_bent_one() {
         let mut record = seal(Position::Head, b"body");
-        record[0] = 2;
-        assert_eq!(open(Position::Head, &record), Err(RecordError::Newer(2)));
-        assert_eq!(
-            RecordError::Newer(2).to_string(),
-            "it was written by a newer overlayd, in format 2"
-        );
+        record[0] = 3;
+        assert_eq!(open(Position::Head, &record), Err(RecordError::Newer(3)));
+        record[0] = 1;
+        assert_eq!(open(Position::Head, &record), Err(RecordError::Older(1)));
     }
 }

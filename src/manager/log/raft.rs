@@ -1,0 +1,58 @@
+//! What the log is to openraft: the types that it is made of, and how it keeps time.
+
+use std::time::Duration;
+
+use openraft::{Config, EmptyNode, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::cluster::{Command, Outcome, Refusal},
+    types::{NodeId, Revision},
+};
+
+openraft::declare_raft_types!(
+    /// A log whose entries are batches of commands, and whose members are known by their nodes' ids:
+    /// where they are reached stands in the state.
+    pub TypeConfig:
+        D = Batch,
+        R = Answers,
+        NodeId = NodeId,
+        Node = EmptyNode,
+        SnapshotData = Vec<u8>,
+);
+
+pub(super) type Raft = openraft::Raft<TypeConfig>;
+pub(super) type Entry = openraft::Entry<TypeConfig>;
+pub(super) type LogId = openraft::LogId<NodeId>;
+pub(super) type Vote = openraft::Vote<NodeId>;
+pub(super) type StoredMembership = openraft::StoredMembership<NodeId, EmptyNode>;
+pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, EmptyNode>;
+pub(super) type StorageError = openraft::StorageError<NodeId>;
+
+/// Commands that are one entry of the log: what waited while the one before was made durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch(pub Vec<Command>);
+
+/// For each command of an entry its revision and outcome, or its refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers(pub Vec<Result<(Revision, Outcome), Refusal>>);
+
+/// `kept` entries stay behind a snapshot, for members that are a little late.
+pub(super) fn config(kept: u64) -> Config {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: "overlay".to_owned(),
+        heartbeat_interval: millis(HEARTBEAT),
+        election_timeout_min: millis(ELECTION / 2),
+        election_timeout_max: millis(ELECTION),
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: kept,
+        ..Config::default()
+    }
+}
+
+/// A leader says something at least this often.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// After so long without a leader, or half of it, there is an election: openraft adds a lease of the
+/// same length, and the gap in writing is 0.9 s in the middle.
+const ELECTION: Duration = Duration::from_millis(500);
