@@ -125,12 +125,8 @@ impl Dispatcher {
     /// Tells the sessions concerned of what a command changed.
     pub fn handle_events(&self, state: &State, revision: Revision, events: &[Event]) {
         let changed = |event: &Event| matches!(event, Event::SecretsChanged | Event::RootsChanged);
-        if events.iter().any(changed)
-            && let Some(secrets) = state.secrets()
-            && let Err(failed) = self.trust.follow(secrets)
-        {
-            // All managers have one key, so this is of a log that was put together by hand.
-            error!(error = format!("{failed:#}"), "the cluster's new secrets are not opened");
+        if events.iter().any(changed) {
+            self.follow_secrets(state);
         }
         let keys = self.trust.epoch_keys();
         let mut sessions = self.locked();
@@ -164,6 +160,23 @@ impl Dispatcher {
         nodes.into_iter().for_each(|node| sessions.end(node));
         drop(sessions);
         self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Takes a state in that came in the place of the one before. The sessions end, and begin anew
+    /// with what they lack of it.
+    pub fn replace(&self, state: &State) {
+        self.follow_secrets(state);
+        self.adopt(state);
+        self.close_all();
+    }
+
+    fn follow_secrets(&self, state: &State) {
+        if let Some(secrets) = state.secrets()
+            && let Err(failed) = self.trust.follow(secrets)
+        {
+            // All managers have one key, so this is of a log that was put together by hand.
+            error!(error = format!("{failed:#}"), "the cluster's new secrets are not opened");
+        }
     }
 
     /// Takes a state in that was there before this dispatcher.

@@ -50,7 +50,7 @@ use self::{
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
-    log::{Log, LogFile, Snapshots, StartError},
+    log::{Alone, Log, LogFile, Member, Snapshots, StartError, Watch},
     manager_key::ManagerKey,
     recovery::Recovery,
     rotation::RotationTask,
@@ -67,7 +67,7 @@ use crate::{
         tls,
     },
     engine::cluster::{Cluster, Command, Event, Outcome, RegisterNode, Secrets, State, TokenUse},
-    types::{Network, Node, NodeId, Role},
+    types::{Network, Node, NodeId, Revision, Role},
 };
 
 /// A running manager.
@@ -379,10 +379,22 @@ async fn start_log(
     manager: NodeId,
     dispatcher: Arc<Dispatcher>,
 ) -> Result<Log, StartError> {
-    let watcher = move |state: &State, revision, events: &[Event]| {
-        dispatcher.handle_events(state, revision, events);
-    };
-    Log::start(file, manager, Snapshots::default(), Box::new(watcher)).await
+    let (snapshots, transport) = (Snapshots::default(), Arc::new(Alone));
+    let watcher = Box::new(Tell(dispatcher));
+    Log::start(file, Member { manager, joins: false, snapshots, transport, watcher }).await
+}
+
+/// Tells the streams what becomes of the state.
+struct Tell(Arc<Dispatcher>);
+
+impl Watch for Tell {
+    fn handle_applied(&mut self, state: &State, revision: Revision, events: &[Event]) {
+        self.0.handle_events(state, revision, events);
+    }
+
+    fn handle_replaced(&mut self, state: &State) {
+        self.0.replace(state);
+    }
 }
 
 /// The manager's part of the state folder.

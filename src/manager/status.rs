@@ -10,6 +10,7 @@ pub fn of_proposal(error: ProposeError) -> Status {
     match error {
         ProposeError::Refused(refusal) => of_refusal(refusal),
         ProposeError::Stopped(stopped) => Status::unavailable(stopped.to_string()),
+        ProposeError::NoLeader => Status::unavailable(error.to_string()),
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use overlay::{
-    engine::cluster::State,
-    manager::log::{Log, LogFile, OpenError, Snapshots},
+    engine::cluster::{Event, State},
+    manager::log::{Log, LogFile, Member, OpenError, Watch},
     types::Revision,
 };
 use redb::{Database, ReadableTable as _, TableDefinition};
@@ -17,7 +17,7 @@ use tokio::runtime;
 
 use crate::{
     disk::{Disk, Random},
-    workload::{History, MANAGER, cluster, create, network, open},
+    workload::{History, alone, cluster, create, network, open},
 };
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -234,6 +234,20 @@ fn a_database_that_is_no_log_is_named() {
     assert_eq!(error, damaged("Table 'snapshot' does not exist"));
 }
 
+/// Notes of what it is told.
+struct Noted(Arc<Mutex<Vec<(Revision, usize)>>>);
+
+impl Watch for Noted {
+    fn handle_applied(&mut self, state: &State, revision: Revision, events: &[Event]) {
+        assert_eq!(state.revision(), revision, "the state stands right after the command");
+        self.0.lock().unwrap().push((revision, events.len()));
+    }
+
+    fn handle_replaced(&mut self, _state: &State) {
+        panic!("nobody is there who could replace it");
+    }
+}
+
 #[tokio::test]
 async fn the_file_is_its_owners_and_is_held_by_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -241,13 +255,9 @@ async fn the_file_is_its_owners_and_is_held_by_one() {
     let missing = LogFile::open(&path).err().unwrap();
     assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
     let told = Arc::new(Mutex::new(Vec::new()));
-    let watcher = told.clone();
-    let watcher = Box::new(move |state: &State, revision: Revision, events: &[_]| {
-        assert_eq!(state.revision(), revision, "the state stands right after the command");
-        watcher.lock().unwrap().push((revision, events.len()));
-    });
+    let watcher = Box::new(Noted(told.clone()));
     let file = LogFile::create(&path).unwrap();
-    let log = Log::start(file, MANAGER, Snapshots::default(), watcher).await.unwrap();
+    let log = Log::start(file, Member { watcher, ..alone() }).await.unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     log.propose(cluster()).await.unwrap();
     log.propose(cluster()).await.unwrap_err();

@@ -5,5 +5,6 @@ mod damage;
 mod disk;
 mod faults;
 mod powercut;
+mod replicas;
 mod speed;
 mod workload;

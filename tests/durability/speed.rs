@@ -5,18 +5,17 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use overlay::{
     engine::cluster::Command,
-    manager::log::{Log, LogFile, Snapshots},
+    manager::log::{Log, LogFile},
     types::{NodeId, NodeStatus},
 };
 
-use crate::workload::{MANAGER, cluster, node};
+use crate::workload::{alone, cluster, node};
 
 #[tokio::test]
 async fn a_thousand_proposals_at_once_are_durable_within_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let file = LogFile::create(&folder.path().join("log.redb")).unwrap();
-    let log =
-        Log::start(file, MANAGER, Snapshots::default(), Box::new(|_, _, _| {})).await.unwrap();
+    let log = Log::start(file, alone()).await.unwrap();
     log.propose(cluster()).await.unwrap();
     log.propose(node(2)).await.unwrap();
     let command =

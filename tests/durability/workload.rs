@@ -1,14 +1,16 @@
 //! Commands as a manager proposes them, and the state that they must make.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use futures_util::future::join_all;
 use overlay::{
     engine::cluster::{
-        Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, Outcome, Refusal,
+        Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, Outcome, Refusal,
         RegisterNode, Secrets, State, TokenUse,
     },
-    manager::log::{Log, LogFile, OpenError, ProposeError, Snapshots, StartError, Stopped},
+    manager::log::{
+        Alone, Log, LogFile, Member, OpenError, ProposeError, Snapshots, StartError, Stopped, Watch,
+    },
     types::{
         Availability, EndpointId, NetworkId, Node, NodeId, NodeStatus, Revision, Role, VersionRange,
     },
@@ -52,7 +54,7 @@ impl History {
                         assert_eq!(self.replayed(index).0, Err(refusal));
                     }
                     Err(ProposeError::Stopped(stopped)) => return Err(stopped),
-                    Err(ProposeError::TooLarge { bytes }) => panic!("{bytes} bytes"),
+                    Err(other) => panic!("{other}"),
                 }
                 assert_eq!(self.acknowledged, index, "acknowledged in order");
                 self.acknowledged += 1;
@@ -127,7 +129,26 @@ impl History {
 /// Starts a log with snapshots often enough to be in the way.
 pub async fn start(file: LogFile) -> Result<Log, StartError> {
     let snapshots = Snapshots { entries: 16, bytes: 1 << 20 };
-    Log::start(file, MANAGER, snapshots, Box::new(|_, _, _| {})).await
+    Log::start(file, Member { snapshots, ..alone() }).await
+}
+
+/// A member that decides alone, and whose watcher does nothing.
+pub fn alone() -> Member {
+    Member {
+        manager: MANAGER,
+        joins: false,
+        snapshots: Snapshots::default(),
+        transport: Arc::new(Alone),
+        watcher: Box::new(Nobody),
+    }
+}
+
+/// Is told, and does nothing.
+pub struct Nobody;
+
+impl Watch for Nobody {
+    fn handle_applied(&mut self, _state: &State, _revision: Revision, _events: &[Event]) {}
+    fn handle_replaced(&mut self, _state: &State) {}
 }
 
 pub async fn create(disk: &Disk) -> Log {

@@ -1,17 +1,23 @@
 //! What waits becomes one entry: proposals that came while the entry before was made durable go
-//! together, so the more there are, the less each costs.
+//! together, so the more there are, the less each costs. Where another member leads, it gets them.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, mpsc, oneshot};
-use tracing::debug;
+use openraft::error::{ClientWriteError, RaftError};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
 
 use super::{
-    MAX_WAITING,
-    raft::{Batch, Raft},
+    MAX_WAITING, ProposeError,
+    network::{Request, Response, Transport},
+    raft::{Answers, Batch, HEARTBEAT, Raft},
 };
 use crate::{
-    engine::cluster::{Command, Outcome, Refusal},
+    engine::cluster::{Command, Outcome},
+    manager::random,
     types::Revision,
 };
 
@@ -21,22 +27,21 @@ pub(super) struct Proposal {
     /// How large it is in the log.
     pub bytes: usize,
     /// Dropped without an answer when the log stops.
-    pub answer: oneshot::Sender<Result<(Revision, Outcome), Refusal>>,
+    pub answer: Answer,
 }
+
+type Answer = oneshot::Sender<Result<(Revision, Outcome), ProposeError>>;
 
 /// The one task that proposes; it also asks for snapshots, and ends openraft at the end.
 pub(super) struct Batches {
-    raft: Raft,
-    proposals: mpsc::Receiver<Proposal>,
-    /// There should be another snapshot.
-    due: Arc<Notify>,
+    pub raft: Raft,
+    pub transport: Arc<dyn Transport>,
+    pub proposals: mpsc::Receiver<Proposal>,
+    /// Told when there should be another snapshot.
+    pub due: Arc<Notify>,
 }
 
 impl Batches {
-    pub fn new(raft: Raft, proposals: mpsc::Receiver<Proposal>, due: Arc<Notify>) -> Self {
-        Self { raft, proposals, due }
-    }
-
     /// Proposes until nobody can any more.
     pub async fn run(mut self) {
         let mut waiting = Vec::with_capacity(MAX_WAITING);
@@ -47,8 +52,8 @@ impl Batches {
                         break;
                     }
                     let mut waiting = waiting.drain(..).collect();
-                    while let Some((batch, answers)) = cut(&mut waiting) {
-                        self.propose(batch, answers).await;
+                    while let Some((commands, answers)) = cut(&mut waiting) {
+                        self.propose(commands, answers).await;
                     }
                 }
                 () = self.due.notified() => {
@@ -64,22 +69,66 @@ impl Batches {
 
     /// Has one entry written and applied, and answers those that proposed it. When the log has
     /// stopped they are left without.
-    async fn propose(&self, batch: Batch, answers: Vec<Answer>) {
-        let written = self.raft.client_write(batch).await;
-        let Ok(written) = written.inspect_err(|error| debug!(%error, "not written")) else {
-            return;
+    async fn propose(&self, commands: Vec<Command>, answers: Vec<Answer>) {
+        let id = match random::id() {
+            Ok(id) => id,
+            Err(error) => return warn!(error = format!("{error:#}"), "nothing is proposed"),
         };
-        for (answer, outcome) in answers.into_iter().zip(written.data.0) {
+        let decided = timeout(PATIENCE, self.decide(Batch { id, commands })).await;
+        let outcomes = match decided {
+            Ok(Some(outcomes)) => outcomes,
+            Ok(None) => return,
+            Err(_) => {
+                for answer in answers {
+                    let _ = answer.send(Err(ProposeError::NoLeader));
+                }
+                return;
+            }
+        };
+        for (answer, outcome) in answers.into_iter().zip(outcomes.0) {
             // Whoever asked may have gone.
-            let _ = answer.send(outcome);
+            let _ = answer.send(outcome.map_err(ProposeError::Refused));
+        }
+    }
+
+    /// Proposes until somebody who leads has said what came of it, or the log has stopped. A batch
+    /// that is proposed twice is applied once.
+    async fn decide(&self, batch: Batch) -> Option<Answers> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            metrics.mark_unchanged();
+            let leader = match self.raft.client_write(batch.clone()).await {
+                Ok(written) => return Some(written.data),
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => to.leader_id,
+                Err(error) => {
+                    debug!(%error, "not written");
+                    return None;
+                }
+            };
+            if let Some(leader) = leader {
+                let call = self.transport.call(leader, Request::Propose(batch.clone()));
+                match timeout(ONE_TRY, call).await {
+                    Ok(Ok(Response::Proposed(index, answers))) => {
+                        // Whoever has the answer reads what came of it here too.
+                        let wait = self.raft.wait(None);
+                        let applied = wait.applied_index_at_least(Some(index), "the answer").await;
+                        return applied.ok().map(|_| answers);
+                    }
+                    Ok(other) => debug!(%leader, ?other, "the leader does not take it"),
+                    Err(_) => debug!(%leader, "the leader does not answer"),
+                }
+            }
+            // Until there is another leader; one that was only just busy is asked again soon.
+            tokio::select! {
+                changed = metrics.changed() => changed.ok()?,
+                () = sleep(HEARTBEAT) => {}
+            }
         }
     }
 }
 
-type Answer = oneshot::Sender<Result<(Revision, Outcome), Refusal>>;
-
 /// Takes as many as one entry holds.
-fn cut(waiting: &mut VecDeque<Proposal>) -> Option<(Batch, Vec<Answer>)> {
+fn cut(waiting: &mut VecDeque<Proposal>) -> Option<(Vec<Command>, Vec<Answer>)> {
     let (mut commands, mut answers, mut bytes) = (Vec::new(), Vec::new(), 0);
     while let Some(next) = waiting.front() {
         bytes += next.bytes;
@@ -90,8 +139,12 @@ fn cut(waiting: &mut VecDeque<Proposal>) -> Option<(Batch, Vec<Answer>)> {
         commands.push(command);
         answers.push(answer);
     }
-    (!commands.is_empty()).then_some((Batch(commands), answers))
+    (!commands.is_empty()).then_some((commands, answers))
 }
 
 /// So that an entry, as JSON, is well below what one message between managers may have.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
+/// Longer than it takes to find another leader, shorter than callers wait.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a leader may take, which may be one no more.
+const ONE_TRY: Duration = Duration::from_secs(2);

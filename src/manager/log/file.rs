@@ -142,24 +142,24 @@ impl LogFile {
     pub fn create_with(path: &Path, state: State) -> Result<Self, OpenError> {
         let mut made = Self::create(path)?;
         let meta = machine::meta(None, StoredMembership::default());
-        let state_json = json(&state);
-        let written =
-            write(&made.database, |transaction| put_snapshot(transaction, &meta, &state_json));
+        made.held.replica.made.state = state;
+        let body = json(&made.held.replica.made);
+        let written = write(&made.database, |transaction| put_snapshot(transaction, &meta, &body));
         if let Err(error) = written {
             // What cannot be removed is found and named by the next attempt.
             let _ = std::fs::remove_file(path);
             return Err(open_error(path, error));
         }
-        made.held.grown.snapshot_bytes = state_json.len() as u64;
-        made.held.replica.state = state;
+        made.held.grown.snapshot_bytes = body.len() as u64;
         Ok(made)
     }
 
-    /// Makes the log the one of a manager that decides alone, if nobody has taken it yet.
+    /// Makes the log that of a manager, if nobody has taken it yet: of one that decides alone, or of
+    /// one that joins others and hears from them who they are.
     ///
     /// # Errors
     /// It is another manager's, or the disk does not take it.
-    pub(super) fn claim(&mut self, manager: NodeId) -> Result<(), OpenError> {
+    pub(super) fn claim(&mut self, manager: NodeId, joins: bool) -> Result<(), OpenError> {
         match self.held.owner {
             Some(owner) if owner == manager => return Ok(()),
             Some(owner) => {
@@ -167,22 +167,28 @@ impl LogFile {
             }
             None => {}
         }
-        let first = LogId::new(CommittedLeaderId::new(0, manager), 0);
-        let alone = Membership::new(vec![BTreeSet::from([manager])], None);
-        let membership = StoredMembership::new(Some(first), alone);
-        let meta = machine::meta(Some(first), membership.clone());
-        let state = json(&self.held.replica.state);
-        let written = write(&self.database, |transaction| {
-            put_meta(transaction, Meta::Owner, &json(&manager))?;
-            put_meta(transaction, Meta::Purged, &json(&first))?;
-            put_snapshot(transaction, &meta, &state)
-        });
-        written.map_err(|error| open_error(&self.path, error))?;
-        let Held { owner, kept, replica, grown } = &mut self.held;
-        (*owner, kept.purged) = (Some(manager), Some(first));
-        (replica.applied, replica.membership) = (Some(first), membership);
-        grown.snapshot_bytes = state.len() as u64;
-        Ok(())
+        self.held.owner = Some(manager);
+        let own =
+            |transaction: &WriteTransaction| put_meta(transaction, Meta::Owner, &json(&manager));
+        let written = if joins {
+            write(&self.database, own)
+        } else {
+            let first = LogId::new(CommittedLeaderId::new(0, manager), 0);
+            let alone = Membership::new(vec![BTreeSet::from([manager])], None);
+            let Held { kept, replica, grown, .. } = &mut self.held;
+            kept.purged = Some(first);
+            replica.applied = Some(first);
+            replica.membership = StoredMembership::new(Some(first), alone);
+            let meta = machine::meta(Some(first), replica.membership.clone());
+            let body = json(&replica.made);
+            grown.snapshot_bytes = body.len() as u64;
+            write(&self.database, |transaction| {
+                own(transaction)?;
+                put_meta(transaction, Meta::Purged, &json(&first))?;
+                put_snapshot(transaction, &meta, &body)
+            })
+        };
+        written.map_err(|error| open_error(&self.path, error))
     }
 
     /// Opens the log of an earlier run.
@@ -246,7 +252,7 @@ impl LogFile {
 
     /// Returns the state that the log makes, as far as it is known to be committed.
     pub fn state(&self) -> &State {
-        &self.held.replica.state
+        &self.held.replica.made.state
     }
 }
 
@@ -406,10 +412,10 @@ fn load(transaction: &ReadTransaction, path: &Path) -> Result<Held, LoadError> {
     let named = Named { path };
     let mut held = Held::default();
     if let Some((meta, json)) = load_snapshot(transaction, &named)? {
-        let state: State = serde_json::from_slice(&json)
+        let made = serde_json::from_slice(&json)
             .map_err(|error| named.damaged(format!("the snapshot: {error}")))?;
         let SnapshotMeta { last_log_id: applied, last_membership: membership, .. } = meta;
-        held.replica = Replica { state, applied, membership };
+        held.replica = Replica { made, applied, membership };
         held.grown.snapshot_bytes = json.len() as u64;
     }
     let table = transaction.open_table(META).map_err(|error| match error {
@@ -529,7 +535,7 @@ const CACHE_BYTES: usize = 16 << 20;
 mod tests {
     use redb::backends::InMemoryBackend;
 
-    use super::*;
+    use super::{super::machine::Made, *};
 
     fn refused(made: &LogFile) -> String {
         match load(&made.database.begin_read().unwrap(), &made.path) {
@@ -541,18 +547,30 @@ mod tests {
 
     fn made() -> LogFile {
         let mut made = LogFile::create_on(InMemoryBackend::new(), Path::new("log.redb")).unwrap();
-        made.claim(NodeId::from_u128(1)).unwrap();
+        made.claim(NodeId::from_u128(1), false).unwrap();
         made
     }
 
     #[test]
     fn a_command_that_this_program_does_not_know_is_named() {
         let made = made();
-        let entry = r#"{"log_id":{"leader_id":{"term":1,"node_id":"0000000000000000000000001"},"index":1},"payload":{"Normal":[{"Unheard":1}]}}"#;
+        let entry = r#"{"log_id":{"leader_id":{"term":1,"node_id":"0000000000000000000000001"},"index":1},"payload":{"Normal":{"id":"0000000000000000000000007","commands":[{"Unheard":1}]}}}"#;
         write(&made.database, |t| put_entries(t, &[(1, entry.into())])).unwrap();
         let error = refused(&made);
         let start = "the log log.redb is damaged: entry 1: unknown variant `Unheard`, ";
         assert!(error.starts_with(start), "{error}");
+    }
+
+    /// What the next version of openraft, or of a command, must still read.
+    #[test]
+    fn an_entry_is_written_as_ever() {
+        let text = r#"{"log_id":{"leader_id":{"term":3,"node_id":"0000000000000000000000001"},"index":1},"payload":{"Normal":{"id":"0000000000000000000000007","commands":["StartEpoch",{"RemoveNode":"0000000000000000000000002"}]}}}"#;
+        let made = made();
+        write(&made.database, |t| put_entries(t, &[(1, text.into())])).unwrap();
+        let held = load(&made.database.begin_read().unwrap(), &made.path);
+        let held = held.unwrap_or_else(|_| panic!("it is refused"));
+        assert_eq!(json(&held.kept.entries[&1]), text.as_bytes());
+        assert_eq!(held.replica.made.state.revision(), 2);
     }
 
     #[test]
@@ -567,8 +585,8 @@ mod tests {
     #[test]
     fn a_log_is_one_managers() {
         let mut made = made();
-        made.claim(NodeId::from_u128(1)).unwrap();
-        let error = made.claim(NodeId::from_u128(2)).unwrap_err().to_string();
+        made.claim(NodeId::from_u128(1), false).unwrap();
+        let error = made.claim(NodeId::from_u128(2), true).unwrap_err().to_string();
         assert_eq!(
             error,
             "the log log.redb is that of manager 0000000000000000000000001, and this is 0000000000000000000000002; put the state folders back as they were"
@@ -578,7 +596,7 @@ mod tests {
     #[test]
     fn a_state_of_many_parts_is_read_as_it_was_written() {
         let made = made();
-        let mut json = json(&State::default());
+        let mut json = json(&Made::default());
         // White space means nothing in JSON.
         json.resize(json.len() + 2 * PART_BYTES, b' ');
         let meta = machine::meta(None, StoredMembership::default());
@@ -587,7 +605,7 @@ mod tests {
         }
         match load(&made.database.begin_read().unwrap(), &made.path) {
             Ok(held) => {
-                assert!(held.replica.state == State::default());
+                assert!(held.replica.made == Made::default());
                 assert_eq!(held.grown.snapshot_bytes, json.len() as u64);
             }
             Err(LoadError::Refused(error)) => panic!("{error}"),

@@ -1,15 +1,22 @@
 //! The state as openraft sees it: what committed entries make of it, and snapshots of it.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use openraft::{
     AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, Snapshot,
     StorageIOError, storage::RaftStateMachine,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Common, Watcher,
-    raft::{Answers, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig},
+    Common, Watch,
+    raft::{
+        Answers, Batch, BatchId, Entry, LogId, SnapshotMeta, StorageError, StoredMembership,
+        TypeConfig,
+    },
     writer::{Op, Writer},
 };
 use crate::{
@@ -20,9 +27,35 @@ use crate::{
 /// The state, and which entries made it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Replica {
-    pub state: State,
+    pub made: Made,
     pub applied: Option<LogId>,
     pub membership: StoredMembership,
+}
+
+/// What entries make, the same on every member; a snapshot is this, as `serde` writes it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Made {
+    pub state: State,
+    pub answered: Answered,
+}
+
+/// The newest batches and what came of them, so that one that is proposed again, because nobody knows
+/// what became of the first try, is answered and not applied again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Answered(VecDeque<(BatchId, Answers)>);
+
+impl Answered {
+    /// Returns what came of a batch. A second try is rare and comes soon.
+    fn find(&self, id: BatchId) -> Option<&Answers> {
+        self.0.iter().rev().find(|(known, _)| *known == id).map(|(_, answers)| answers)
+    }
+
+    fn note(&mut self, id: BatchId, answers: &Answers) {
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((id, answers.clone()));
+    }
 }
 
 impl Replica {
@@ -33,21 +66,27 @@ impl Replica {
         mut watch: impl FnMut(&State, Revision, &[Event]),
     ) -> Answers {
         self.applied = Some(entry.log_id);
-        let commands = match entry.payload {
-            EntryPayload::Normal(batch) => batch.0,
-            EntryPayload::Blank => Vec::new(),
+        let Batch { id, commands } = match entry.payload {
+            EntryPayload::Normal(batch) => batch,
+            EntryPayload::Blank => return Answers(Vec::new()),
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                Vec::new()
+                return Answers(Vec::new());
             }
         };
+        let Made { state, answered } = &mut self.made;
+        if let Some(answers) = answered.find(id) {
+            return answers.clone();
+        }
         let answers = commands.into_iter().map(|command| {
-            let revision = self.state.revision() + 1;
-            let applied = self.state.apply(revision, command)?;
-            watch(&self.state, revision, &applied.events);
+            let revision = state.revision() + 1;
+            let applied = state.apply(revision, command)?;
+            watch(state, revision, &applied.events);
             Ok((revision, applied.outcome))
         });
-        Answers(answers.collect())
+        let answers = Answers(answers.collect());
+        answered.note(id, &answers);
+        answers
     }
 
     fn meta(&self) -> SnapshotMeta {
@@ -66,11 +105,11 @@ pub(super) struct Machine {
     common: Arc<Common>,
     writer: Writer,
     /// Only so that what is shared between threads may hold it.
-    watcher: Mutex<Watcher>,
+    watcher: Mutex<Box<dyn Watch>>,
 }
 
 impl Machine {
-    pub fn new(common: Arc<Common>, writer: Writer, watcher: Watcher) -> Self {
+    pub fn new(common: Arc<Common>, writer: Writer, watcher: Box<dyn Watch>) -> Self {
         Self { common, writer, watcher: Mutex::new(watcher) }
     }
 
@@ -99,13 +138,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let Self { common, watcher, .. } = self;
         let watcher = watcher.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Self::replica_mut(common);
-        Ok(entries.into_iter().map(|entry| replica.apply(entry, &mut *watcher)).collect())
+        let mut watch = |state: &State, revision, events: &[Event]| {
+            watcher.handle_applied(state, revision, events);
+        };
+        Ok(entries.into_iter().map(|entry| replica.apply(entry, &mut watch)).collect())
     }
 
     /// Takes a copy, so that applying goes on while it is written out.
     async fn get_snapshot_builder(&mut self) -> Builder {
         let replica = self.replica();
-        Builder { meta: replica.meta(), state: replica.state.clone(), writer: self.writer.clone() }
+        Builder { meta: replica.meta(), made: replica.made.clone(), writer: self.writer.clone() }
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<Vec<u8>>, StorageError> {
@@ -118,15 +160,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
         snapshot: Box<Vec<u8>>,
     ) -> Result<(), StorageError> {
         let signature = meta.signature();
-        let read = serde_json::from_slice::<State>(&snapshot);
-        let state = read.map_err(|error| {
+        let read = serde_json::from_slice::<Made>(&snapshot);
+        let made = read.map_err(|error| {
             StorageIOError::read_snapshot(Some(signature.clone()), AnyError::new(&error))
         })?;
         keep(&self.writer, meta, *snapshot).await?;
-        let mut replica = Self::replica_mut(&self.common);
-        replica.applied = meta.last_log_id;
-        replica.membership = meta.last_membership.clone();
-        replica.state = state;
+        let Self { common, watcher, .. } = self;
+        let watcher = watcher.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut replica = Self::replica_mut(common);
+        let (applied, membership) = (meta.last_log_id, meta.last_membership.clone());
+        *replica = Replica { made, applied, membership };
+        watcher.handle_replaced(&replica.made.state);
         Ok(())
     }
 
@@ -146,15 +190,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
 /// Writes a copy of the state out.
 pub(super) struct Builder {
     meta: SnapshotMeta,
-    state: State,
+    made: Made,
     writer: Writer,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
-        let state = std::mem::take(&mut self.state);
+        let made = std::mem::take(&mut self.made);
         // A large one keeps a thread busy for a while.
-        let write = tokio::task::spawn_blocking(move || super::store::json(&state));
+        let write = tokio::task::spawn_blocking(move || super::store::json(&made));
         let snapshot = write.await.map_err(|error| {
             StorageIOError::write_snapshot(Some(self.meta.signature()), AnyError::new(&error))
         })?;
@@ -168,4 +212,51 @@ async fn keep(writer: &Writer, meta: &SnapshotMeta, state: Vec<u8>) -> Result<()
     kept.map_err(|error| {
         StorageIOError::write_snapshot(Some(meta.signature()), AnyError::new(&error)).into()
     })
+}
+
+/// Batches whose answers are remembered: more than all members together have on their way.
+const REMEMBERED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use openraft::CommittedLeaderId;
+
+    use super::*;
+    use crate::{engine::cluster::Command, types::NodeId};
+
+    fn entry(index: u64, batch: u128) -> Entry {
+        let log_id = LogId::new(CommittedLeaderId::new(1, NodeId::from_u128(1)), index);
+        let commands = vec![Command::StartEpoch, Command::RemoveNode(NodeId::from_u128(9))];
+        let batch = Batch { id: BatchId::from_u128(batch), commands };
+        Entry { log_id, payload: EntryPayload::Normal(batch) }
+    }
+
+    #[test]
+    fn a_batch_that_is_proposed_again_is_answered_and_not_applied_again() {
+        let mut replica = Replica::default();
+        let mut told = 0;
+        let first = replica.apply(entry(1, 1), |_, _, _| told += 1);
+        assert_eq!((first.0.len(), told), (2, 1), "a refused command tells nothing");
+        let again = replica.apply(entry(2, 1), |_, _, _| told += 1);
+        assert_eq!((again, told, replica.made.state.revision()), (first.clone(), 1, 2));
+        let other = replica.apply(entry(3, 2), |_, _, _| told += 1);
+        assert_ne!(other, first);
+        assert_eq!((told, replica.made.state.revision()), (2, 4));
+        assert_eq!(replica.applied.map(|applied| applied.index), Some(3));
+    }
+
+    #[test]
+    fn a_second_try_is_known_by_whoever_has_only_a_snapshot() {
+        let mut replica = Replica::default();
+        let first = replica.apply(entry(1, 1), |_, _, _| {});
+        let json = serde_json::to_vec(&replica.made).unwrap();
+        let made: Made = serde_json::from_slice(&json).unwrap();
+        let mut late = Replica { made, ..Replica::default() };
+        assert_eq!(late.apply(entry(2, 1), |_, _, _| {}), first);
+        assert_eq!(late.made, replica.made);
+        for batch in 2..=REMEMBERED as u128 + 1 {
+            late.apply(entry(3, batch), |_, _, _| {});
+        }
+        assert_ne!(late.apply(entry(4, 1), |_, _, _| {}), first, "it is forgotten some time");
+    }
 }

@@ -24,28 +24,36 @@ mod tests;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     thread::JoinHandle,
     time::Duration,
 };
 
-use openraft::{EmptyNode, RaftMetrics};
+use openraft::{
+    EmptyNode, RaftMetrics, Snapshot,
+    error::{ClientWriteError, RaftError},
+};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task,
+    time::timeout,
 };
 
 use self::{
     batches::{Batches, Proposal},
     file::Held,
     machine::{Machine, Replica},
+    network::Network,
     raft::Raft,
     store::Store,
     writer::{Op, Writer, WriterThread},
 };
 pub use self::{
     file::{LogFile, OpenError},
+    network::{Alone, Answering, NotReached, Request, Response, Transport},
+    raft::{Answers, Batch},
     writer::Snapshots,
 };
 use crate::{
@@ -53,8 +61,28 @@ use crate::{
     types::{NodeId, Revision},
 };
 
-/// Is told of every applied command, in order, while the state stands right after it.
-pub type Watcher = Box<dyn FnMut(&State, Revision, &[Event]) + Send>;
+/// Is told what becomes of the state, in order, while it stands right after that.
+pub trait Watch: Send {
+    /// A command was applied.
+    fn handle_applied(&mut self, state: &State, revision: Revision, events: &[Event]);
+    /// Another state came in the place of the one before: this member was too late for entries.
+    fn handle_replaced(&mut self, state: &State);
+}
+
+/// How a member of the log is run.
+pub struct Member {
+    /// The manager's node.
+    pub manager: NodeId,
+    /// A file that is nobody's becomes that of a member that others will call, instead of one that
+    /// decides alone.
+    pub joins: bool,
+    /// How often the state is written out.
+    pub snapshots: Snapshots,
+    /// The way to the others.
+    pub transport: Arc<dyn Transport>,
+    /// Is told of everything from now on.
+    pub watcher: Box<dyn Watch>,
+}
 
 /// The log and the state that it makes.
 pub struct Log {
@@ -71,6 +99,8 @@ struct Common {
     path: PathBuf,
     replica: RwLock<Replica>,
     stopped: OnceLock<Stopped>,
+    /// Set once the log has started.
+    raft: OnceLock<Raft>,
 }
 
 /// Why a log does not start.
@@ -96,6 +126,11 @@ pub enum ProposeError {
     /// Nothing is written any more. Whether this command was is known after the next start.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// Nobody leads. Whether this command comes to be is not known.
+    #[error(
+        "no manager leads now, because more than half of them must be reached for that; look at them with 'overlayctl node ls' and ask again"
+    )]
+    NoLeader,
     /// No command is that large.
     #[error(
         "the request has {bytes} bytes in the log, at most {MAX_COMMAND_BYTES}; make it smaller"
@@ -104,6 +139,23 @@ pub enum ProposeError {
         /// How large it is.
         bytes: usize,
     },
+}
+
+/// Why the members of the log stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// Another manager leads, or none.
+    #[error("this manager does not lead")]
+    NotLeader(Option<NodeId>),
+    /// The last change has not ended yet.
+    #[error("{0}")]
+    Busy(String),
+    /// A new one does not catch up.
+    #[error("manager {0} is not reached, or does not catch up")]
+    Late(NodeId),
+    /// Nothing is written any more.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// Why the log takes no more commands.
@@ -131,22 +183,17 @@ pub enum Stopped {
 }
 
 impl Log {
-    /// Starts the log of a manager, which decides alone if the file is nobody's yet; `watcher` is told
-    /// of every command that is applied from now on.
+    /// Starts a manager's log. One that decides alone leads it when this returns.
     ///
     /// # Errors
     /// The file is another manager's, the disk fails, or the system gives no thread.
-    pub async fn start(
-        mut file: LogFile,
-        manager: NodeId,
-        snapshots: Snapshots,
-        watcher: Watcher,
-    ) -> Result<Self, StartError> {
-        file.claim(manager)?;
+    pub async fn start(mut file: LogFile, member: Member) -> Result<Self, StartError> {
+        let Member { manager, joins, snapshots, transport, watcher } = member;
+        file.claim(manager, joins)?;
         let alone = file.held.is_alone();
         let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
-        let common = Arc::new(Common { path, replica, stopped });
+        let common = Arc::new(Common { path, replica, stopped, raft: OnceLock::new() });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
@@ -159,15 +206,16 @@ impl Log {
             writer: writer.clone(),
             thread: Mutex::new(Some(thread)),
         };
-        let machine = Machine::new(common, writer.clone(), watcher);
+        let machine = Machine::new(common.clone(), writer.clone(), watcher);
         let config = Arc::new(raft::config(snapshots.entries / 8));
-        let store = Store::new(kept, writer);
-        let started = Raft::new(manager, config, network::Alone, store, machine).await;
+        let network = Network { own: manager, transport: transport.clone() };
+        let started = Raft::new(manager, config, network, Store::new(kept, writer), machine).await;
         let raft = started.map_err(|_| log.stopped())?;
-        let batches = Batches::new(raft.clone(), proposed, due);
+        let raft = common.raft.get_or_init(|| raft);
+        let batches = Batches { raft: raft.clone(), transport, proposals: proposed, due };
         *locked(&log.batches) = Some(tokio::spawn(batches.run()));
         if alone {
-            log.lead(&raft).await?;
+            log.lead(raft).await?;
         }
         Ok(log)
     }
@@ -200,7 +248,7 @@ impl Log {
         let sent = sender.send(Proposal { command, bytes, answer }).await;
         drop(sender);
         sent.map_err(|_| self.stopped())?;
-        Ok(answered.await.map_err(|_| self.stopped())??)
+        answered.await.map_err(|_| self.stopped())?
     }
 
     /// Reads the state. What is read is as of one revision, and nothing is applied meanwhile; a
@@ -208,7 +256,80 @@ impl Log {
     pub fn read<R>(&self, read: impl FnOnce(&State) -> R) -> R {
         // A panic elsewhere cannot leave a half-applied command: `apply` checks before it changes.
         let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
-        read(&replica.state)
+        read(&replica.made.state)
+    }
+
+    /// Answers another member.
+    pub async fn handle(&self, request: Request) -> Response {
+        let Some(raft) = self.common.raft.get() else {
+            return Response::Refused("this manager is starting".to_owned());
+        };
+        let refused = |error: &dyn std::error::Error| Response::Refused(error.to_string());
+        match request {
+            Request::Append(entries) => match raft.append_entries(entries).await {
+                Ok(answer) => Response::Append(answer),
+                Err(error) => refused(&error),
+            },
+            Request::Vote(vote) => match raft.vote(vote).await {
+                Ok(answer) => Response::Vote(answer),
+                Err(error) => refused(&error),
+            },
+            Request::Snapshot(vote, meta, body) => {
+                let snapshot = Snapshot { meta, snapshot: Box::new(body) };
+                match raft.install_full_snapshot(vote, snapshot).await {
+                    Ok(answer) => Response::Snapshot(answer),
+                    Err(error) => refused(&error),
+                }
+            }
+            Request::Propose(batch) => match raft.client_write(batch).await {
+                Ok(written) => Response::Proposed(written.log_id.index, written.data),
+                Err(error) => refused(&error),
+            },
+        }
+    }
+
+    /// Makes exactly these managers decide. One that is new hears all that is in the log first, which
+    /// is waited for; one that is none any more hears no more.
+    ///
+    /// # Errors
+    /// This manager does not lead, another change is under way, or a new one cannot be reached.
+    pub async fn set_members(&self, members: BTreeSet<NodeId>) -> Result<(), MembersError> {
+        let raft = self.common.raft.get().ok_or(MembersError::Stopped(Stopped::Ending))?;
+        for new in members.difference(&self.members()) {
+            let added = raft.add_learner(*new, EmptyNode {}, true);
+            let added = timeout(CAUGHT_UP_AFTER, added).await;
+            added
+                .map_err(|_| MembersError::Late(*new))?
+                .map_err(|error| self.not_changed(error))?;
+        }
+        let changed = raft.change_membership(members, false).await;
+        changed.map(drop).map_err(|error| self.not_changed(error))
+    }
+
+    /// Lists those that decide, as this member has it applied.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
+        replica.membership.voter_ids().collect()
+    }
+
+    /// Returns who leads, as far as this member knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.common.raft.get().and_then(|raft| raft.metrics().borrow().current_leader)
+    }
+
+    fn not_changed(
+        &self,
+        error: RaftError<NodeId, ClientWriteError<NodeId, EmptyNode>>,
+    ) -> MembersError {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                MembersError::NotLeader(to.leader_id)
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+                MembersError::Busy(error.to_string())
+            }
+            RaftError::Fatal(_) => MembersError::Stopped(self.stopped()),
+        }
     }
 
     /// Ends the writing when what was proposed is answered, and closes the file.
@@ -262,3 +383,5 @@ const MAX_WAITING: usize = 256;
 const MAX_COMMAND_BYTES: usize = 256 << 10;
 /// A manager that decides alone waits for nothing but its disk.
 const LEADS_AFTER: Duration = Duration::from_secs(10);
+/// A new member may need all of the state first.
+const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);

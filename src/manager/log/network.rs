@@ -1,61 +1,169 @@
-//! The way to the other members of the log.
+//! The way to the other members of the log: what one asks another, and who carries it.
 
-use std::future::Future;
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use openraft::{
-    EmptyNode, OptionalSend, RaftNetwork, RaftNetworkFactory, Snapshot,
-    error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable},
+    EmptyNode, OptionalSend, RPCTypes, RaftNetwork, RaftNetworkFactory, Snapshot,
+    error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::RPCOption,
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
     },
 };
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
-use super::raft::{TypeConfig, Vote};
+use super::raft::{Answers, Batch, SnapshotMeta, TypeConfig, Vote};
 use crate::types::NodeId;
 
-type CallError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
+/// What one member asks another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// To take entries, or only to hear who leads.
+    Append(AppendEntriesRequest<TypeConfig>),
+    /// For its vote.
+    Vote(VoteRequest<NodeId>),
+    /// To take a snapshot, as the file holds it, in the place of entries.
+    Snapshot(Vote, SnapshotMeta, Vec<u8>),
+    /// As the leader, to put a batch into the log.
+    Propose(Batch),
+}
 
-/// Leads nowhere: a log of one member has nobody to reach.
-pub(super) struct Alone;
+/// What the other one says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Response {
+    /// To [`Request::Append`].
+    Append(AppendEntriesResponse<NodeId>),
+    /// To [`Request::Vote`].
+    Vote(VoteResponse<NodeId>),
+    /// To [`Request::Snapshot`].
+    Snapshot(SnapshotResponse<NodeId>),
+    /// To [`Request::Propose`]: the entry's index, and what came of each command.
+    Proposed(u64, Answers),
+    /// It does not do it: it is stopped, or does not lead.
+    Refused(String),
+}
 
-/// There are no other members.
-#[derive(Debug, thiserror::Error)]
-#[error("this manager is the only one")]
-struct OnlyOne;
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotReached(pub String);
 
-impl RaftNetworkFactory<TypeConfig> for Alone {
-    type Network = Self;
+/// An answer on its way.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Response, NotReached>> + Send + 'a>>;
 
-    async fn new_client(&mut self, _target: NodeId, _node: &EmptyNode) -> Self {
-        Self
+/// Carries requests to other members.
+pub trait Transport: Send + Sync + 'static {
+    /// Carries one request; dropping the future gives it up.
+    fn call(&self, member: NodeId, request: Request) -> Answering<'_>;
+}
+
+/// Leads nowhere: for a log of one member, who has nobody to reach.
+pub struct Alone;
+
+impl Transport for Alone {
+    fn call(&self, member: NodeId, _request: Request) -> Answering<'_> {
+        Box::pin(async move { Err(NotReached(format!("there is no way to manager {member}"))) })
     }
 }
 
-impl RaftNetwork<TypeConfig> for Alone {
+/// Makes the ways to members.
+pub(super) struct Network {
+    pub own: NodeId,
+    pub transport: Arc<dyn Transport>,
+}
+
+/// The way to one member.
+pub(super) struct Peer {
+    own: NodeId,
+    member: NodeId,
+    transport: Arc<dyn Transport>,
+}
+
+type CallError = RPCError<NodeId, EmptyNode, RaftError<NodeId>>;
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, member: NodeId, _node: &EmptyNode) -> Peer {
+        Peer { own: self.own, member, transport: self.transport.clone() }
+    }
+}
+
+impl Peer {
+    async fn call(
+        &self,
+        action: RPCTypes,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Response, CallError> {
+        match timeout(limit, self.transport.call(self.member, request)).await {
+            Ok(Ok(Response::Refused(why))) => Err(unreachable(&NotReached(why))),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(unreachable(&error)),
+            Err(_) => {
+                let (id, target) = (self.own, self.member);
+                Err(RPCError::Timeout(Timeout { action, id, target, timeout: limit }))
+            }
+        }
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(
         &mut self,
-        _request: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, CallError> {
-        Err(RPCError::Unreachable(Unreachable::new(&OnlyOne)))
+        let (action, request) = (RPCTypes::AppendEntries, Request::Append(request));
+        match self.call(action, request, option.hard_ttl()).await? {
+            Response::Append(answer) => Ok(answer),
+            _ => Err(unreachable(&mixed_up())),
+        }
     }
 
     async fn vote(
         &mut self,
-        _request: VoteRequest<NodeId>,
-        _option: RPCOption,
+        request: VoteRequest<NodeId>,
+        option: RPCOption,
     ) -> Result<VoteResponse<NodeId>, CallError> {
-        Err(RPCError::Unreachable(Unreachable::new(&OnlyOne)))
+        match self.call(RPCTypes::Vote, Request::Vote(request), option.hard_ttl()).await? {
+            Response::Vote(answer) => Ok(answer),
+            _ => Err(unreachable(&mixed_up())),
+        }
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: Snapshot<TypeConfig>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
+        vote: Vote,
+        snapshot: Snapshot<TypeConfig>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<TypeConfig, Fatal<NodeId>>> {
-        Err(StreamingError::Unreachable(Unreachable::new(&OnlyOne)))
+        let request = Request::Snapshot(vote, snapshot.meta, *snapshot.snapshot);
+        let called = self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl());
+        let called = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            called = called => called,
+        };
+        match called {
+            Ok(Response::Snapshot(answer)) => Ok(answer),
+            Ok(_) => Err(StreamingError::Unreachable(Unreachable::new(&mixed_up()))),
+            Err(RPCError::Timeout(late)) => Err(StreamingError::Timeout(late)),
+            Err(error) => Err(StreamingError::Unreachable(Unreachable::new(&error))),
+        }
     }
+
+    /// As often as a heartbeat: a member that comes back is soon up to date.
+    fn backoff(&self) -> openraft::network::Backoff {
+        openraft::network::Backoff::new(std::iter::repeat(super::raft::HEARTBEAT))
+    }
+}
+
+fn unreachable(error: &NotReached) -> CallError {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn mixed_up() -> NotReached {
+    NotReached("the answer is to another question".to_owned())
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::cluster::{Command, Outcome, Refusal},
-    types::{NodeId, Revision},
+    types::{Id, NodeId, Revision},
 };
 
 openraft::declare_raft_types!(
@@ -29,9 +29,19 @@ pub(super) type StoredMembership = openraft::StoredMembership<NodeId, EmptyNode>
 pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, EmptyNode>;
 pub(super) type StorageError = openraft::StorageError<NodeId>;
 
+/// Marks the identifiers of batches.
+pub enum BatchKind {}
+/// Identifies a batch, by which a second try is known as one.
+pub type BatchId = Id<BatchKind>;
+
 /// Commands that are one entry of the log: what waited while the one before was made durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Batch(pub Vec<Command>);
+pub struct Batch {
+    /// Drawn by whoever proposes it, and the same in each try.
+    pub id: BatchId,
+    /// In order.
+    pub commands: Vec<Command>,
+}
 
 /// For each command of an entry its revision and outcome, or its refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +55,7 @@ pub(super) fn config(kept: u64) -> Config {
         heartbeat_interval: millis(HEARTBEAT),
         election_timeout_min: millis(ELECTION / 2),
         election_timeout_max: millis(ELECTION),
+        install_snapshot_timeout: millis(SNAPSHOT_TIMEOUT),
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: kept,
         ..Config::default()
@@ -52,7 +63,9 @@ pub(super) fn config(kept: u64) -> Config {
 }
 
 /// A leader says something at least this often.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// After so long without a leader, or half of it, there is an election: openraft adds a lease of the
 /// same length, and the gap in writing is 0.9 s in the middle.
 const ELECTION: Duration = Duration::from_millis(500);
+/// So long a snapshot may take on its way to a member.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);

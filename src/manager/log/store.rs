@@ -164,9 +164,9 @@ pub(super) fn json(of: &impl serde::Serialize) -> Vec<u8> {
 }
 
 /// How many commands an entry has.
-pub(super) fn commands_of(entry: &Entry) -> usize {
+fn commands_of(entry: &Entry) -> usize {
     match &entry.payload {
-        openraft::EntryPayload::Normal(batch) => batch.0.len(),
+        openraft::EntryPayload::Normal(batch) => batch.commands.len(),
         openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 0,
     }
 }

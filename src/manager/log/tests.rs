@@ -10,18 +10,29 @@ use redb::backends::InMemoryBackend;
 use tokio::sync::Notify;
 
 use super::{
-    Common, LogFile, Snapshots,
+    Common, LogFile, Snapshots, Watch,
     machine::Machine,
     raft::{StorageError, TypeConfig},
     store::Store,
     writer::{Op, Writer, WriterThread},
 };
-use crate::types::NodeId;
+use crate::{
+    engine::cluster::{Event, State},
+    types::{NodeId, Revision},
+};
 
 impl From<u64> for NodeId {
     fn from(number: u64) -> Self {
         Self::from_u128(number.into())
     }
+}
+
+/// Is told, and does nothing.
+struct Nobody;
+
+impl Watch for Nobody {
+    fn handle_applied(&mut self, _state: &State, _revision: Revision, _events: &[Event]) {}
+    fn handle_replaced(&mut self, _state: &State) {}
 }
 
 /// Makes empty logs in memory.
@@ -40,13 +51,17 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
     async fn build(&self) -> Result<(Guard, Store, Machine), StorageError> {
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
         let LogFile { database, path, held } = file;
-        let common =
-            Arc::new(Common { path, replica: RwLock::new(held.replica), stopped: OnceLock::new() });
+        let common = Arc::new(Common {
+            path,
+            replica: RwLock::new(held.replica),
+            stopped: OnceLock::new(),
+            raft: OnceLock::new(),
+        });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
         std::thread::spawn(|| thread.run());
-        let machine = Machine::new(common, writer.clone(), Box::new(|_, _, _| {}));
+        let machine = Machine::new(common, writer.clone(), Box::new(Nobody));
         Ok((Guard(writer.clone()), Store::new(held.kept, writer), machine))
     }
 }

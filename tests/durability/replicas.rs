@@ -1,0 +1,307 @@
+//! Several managers with one log, in one process: what one of them acknowledged is on all of them, whoever
+//! of them dies, is cut off, or comes late.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use overlay::{
+    engine::cluster::{Event, State},
+    manager::log::{
+        Answering, Log, LogFile, Member, MembersError, NotReached, ProposeError, Request,
+        Snapshots, Transport, Watch,
+    },
+    types::{NetworkId, NodeId, Revision},
+};
+
+use crate::{
+    disk::{Disk, Random},
+    workload::{cluster, network},
+};
+
+/// Managers, and the ways between them.
+#[derive(Clone, Default)]
+struct Managers(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    running: BTreeMap<NodeId, (Arc<Log>, Disk)>,
+    cut_off: BTreeSet<NodeId>,
+}
+
+/// The way from one manager to the others.
+struct Way {
+    own: NodeId,
+    managers: Managers,
+}
+
+impl Transport for Way {
+    fn call(&self, member: NodeId, request: Request) -> Answering<'_> {
+        Box::pin(async move {
+            let called = self.managers.reach(self.own, member);
+            let called = called.ok_or_else(|| NotReached(format!("{member} is away")))?;
+            let response = called.handle(request).await;
+            // An answer may be lost as well.
+            let reached = self.managers.reach(self.own, member).is_some();
+            reached.then_some(response).ok_or_else(|| NotReached(format!("{member} is gone")))
+        })
+    }
+}
+
+/// Counts how often the state was replaced.
+struct Replaced(Arc<AtomicUsize>);
+
+impl Watch for Replaced {
+    fn handle_applied(&mut self, _state: &State, _revision: Revision, _events: &[Event]) {}
+
+    fn handle_replaced(&mut self, _state: &State) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+impl Managers {
+    /// The first, alone, with a cluster.
+    async fn founded() -> Self {
+        let managers = Self::default();
+        managers.start(1, &Disk::default(), false).await;
+        managers.log(1).propose(cluster()).await.unwrap();
+        managers
+    }
+
+    /// Three that decide together.
+    async fn three() -> Self {
+        let managers = Self::founded().await;
+        managers.start(2, &Disk::default(), true).await;
+        managers.start(3, &Disk::default(), true).await;
+        managers.log(1).set_members(ids(&[1, 2, 3])).await.unwrap();
+        managers
+    }
+
+    /// Starts one with what is on its disk; returns how often its state is replaced.
+    async fn start(&self, id: u128, disk: &Disk, joins: bool) -> Arc<AtomicUsize> {
+        let (manager, path) = (NodeId::from_u128(id), Path::new("log.redb"));
+        let file = match disk.image().is_empty() {
+            true => LogFile::create_on(disk.clone(), path),
+            false => LogFile::open_on(disk.clone(), path),
+        };
+        let replaced = Arc::new(AtomicUsize::new(0));
+        let member = Member {
+            manager,
+            joins,
+            snapshots: Snapshots { entries: 16, bytes: 1 << 20 },
+            transport: Arc::new(Way { own: manager, managers: self.clone() }),
+            watcher: Box::new(Replaced(replaced.clone())),
+        };
+        let log = Log::start(file.unwrap(), member).await.unwrap();
+        self.inner().running.insert(manager, (Arc::new(log), disk.clone()));
+        replaced
+    }
+
+    /// Cuts the power of one; returns what is left on its disk.
+    fn kill(&self, id: u128) -> Disk {
+        let (_, disk) = self.inner().running.remove(&NodeId::from_u128(id)).unwrap();
+        disk.survivor(&mut Random::new(id as u64))
+    }
+
+    fn log(&self, id: u128) -> Arc<Log> {
+        self.inner().running[&NodeId::from_u128(id)].0.clone()
+    }
+
+    fn cut_off(&self, id: u128) {
+        self.inner().cut_off.insert(NodeId::from_u128(id));
+    }
+
+    fn heal(&self) {
+        self.inner().cut_off.clear();
+    }
+
+    fn reach(&self, from: NodeId, to: NodeId) -> Option<Arc<Log>> {
+        let inner = self.inner();
+        let both = !inner.cut_off.contains(&from) && !inner.cut_off.contains(&to);
+        inner.running.get(&to).filter(|_| both).map(|(log, _)| log.clone())
+    }
+
+    /// Waits until all that run stand at the same state, and returns it.
+    async fn settled(&self) -> State {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let logs: Vec<Arc<Log>> =
+                self.inner().running.values().map(|(log, _)| log.clone()).collect();
+            let states: Vec<State> = logs.iter().map(|log| log.read(State::clone)).collect();
+            if states.windows(2).all(|pair| pair[0] == pair[1]) {
+                return states[0].clone();
+            }
+            assert!(Instant::now() < deadline, "they stay apart");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until one of these leads, as it says itself.
+    async fn leader_of(&self, some: &[u128]) -> u128 {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            for id in some {
+                if self.log(*id).leader() == Some(NodeId::from_u128(*id)) {
+                    return *id;
+                }
+            }
+            assert!(Instant::now() < deadline, "none of them leads");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn ids(ids: &[u128]) -> BTreeSet<NodeId> {
+    ids.iter().map(|id| NodeId::from_u128(*id)).collect()
+}
+
+/// Proposes networks of these ids one after the other until told to end; returns those that were made, and
+/// the longest time without one.
+async fn write(log: Arc<Log>, mut id: u128, end: Arc<AtomicUsize>) -> (Vec<u128>, Duration) {
+    let (mut made, mut last, mut longest) = (Vec::new(), Instant::now(), Duration::ZERO);
+    while end.load(SeqCst) == 0 {
+        match log.propose(network(id)).await {
+            Ok(_) => {
+                made.push(id);
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+            Err(ProposeError::NoLeader) => {}
+            Err(error) => panic!("{error}"),
+        }
+        id += 1;
+    }
+    (made, longest)
+}
+
+fn holds_all(state: &State, made: &[u128]) {
+    for id in made {
+        assert!(state.network(NetworkId::from_u128(*id)).is_some(), "network {id} is lost");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_manager_takes_any_command() {
+    let managers = Managers::three().await;
+    let proposals = (0..30u128).map(|id| {
+        let log = managers.log(id % 3 + 1);
+        async move {
+            let (revision, _) = log.propose(network(100 + id)).await.unwrap();
+            // Whoever has the answer reads what came of it.
+            log.read(|state| {
+                assert!(state.revision() >= revision);
+                assert!(state.network(NetworkId::from_u128(100 + id)).is_some());
+            });
+            revision
+        }
+    });
+    let revisions: BTreeSet<Revision> = join_all(proposals).await.into_iter().collect();
+    assert_eq!(revisions.len(), 30, "each is applied once");
+    let refused = managers.log(3).propose(network(100)).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
+    let state = managers.settled().await;
+    assert_eq!(state.revision(), 32);
+    let leader = managers.log(2).leader();
+    assert_eq!(leader, Some(NodeId::from_u128(1)));
+    let follower = managers.log(2).set_members(ids(&[1])).await.unwrap_err();
+    assert_eq!(follower, MembersError::NotLeader(leader));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_dies_loses_nothing_that_was_acknowledged() {
+    let managers = Managers::three().await;
+    let end = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = [2, 3]
+        .map(|id| tokio::spawn(write(managers.log(id), id * 10_000, end.clone())))
+        .into_iter()
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let disk = managers.kill(1);
+    let leader = managers.leader_of(&[2, 3]).await;
+    let other = 5 - leader;
+    managers.log(other).propose(network(5)).await.unwrap();
+    end.store(1, SeqCst);
+    let written = join_all(writers).await;
+    managers.start(1, &disk, false).await;
+    let state = managers.settled().await;
+    holds_all(&state, &[5]);
+    for written in written {
+        let (made, longest) = written.unwrap();
+        println!("{} made, at most {longest:?} without one", made.len());
+        assert!(made.len() > 10, "{}", made.len());
+        holds_all(&state, &made);
+    }
+    assert_eq!(managers.log(1).members(), ids(&[1, 2, 3]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_decides_nothing() {
+    let managers = Managers::three().await;
+    managers.cut_off(1);
+    let lonely = managers.log(1);
+    let lonely = tokio::spawn(async move { lonely.propose(network(7)).await });
+    managers.leader_of(&[2, 3]).await;
+    managers.log(2).propose(network(8)).await.unwrap();
+    managers.log(3).propose(network(9)).await.unwrap();
+    assert_eq!(lonely.await.unwrap().unwrap_err(), ProposeError::NoLeader);
+    managers.heal();
+    let state = managers.settled().await;
+    holds_all(&state, &[8, 9]);
+    assert!(state.network(NetworkId::from_u128(7)).is_none(), "it was acknowledged to nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_comes_late_is_given_the_state() {
+    let managers = Managers::founded().await;
+    for id in 100..200 {
+        managers.log(1).propose(network(id)).await.unwrap();
+    }
+    let replaced = managers.start(2, &Disk::default(), true).await;
+    managers.log(1).set_members(ids(&[1, 2])).await.unwrap();
+    managers.log(2).propose(network(200)).await.unwrap();
+    let state = managers.settled().await;
+    assert_eq!(replaced.load(SeqCst), 1, "entries that were removed cannot be sent");
+    holds_all(&state, &(100..=200).collect::<Vec<_>>());
+
+    // It keeps it, and while it is away nobody decides.
+    let disk = managers.kill(2);
+    let file = LogFile::open_on(disk.clone(), Path::new("log.redb")).unwrap();
+    assert!(file.state().revision() > 90, "{}", file.state().revision());
+    drop(file);
+    managers.start(2, &disk, false).await;
+    managers.log(1).propose(network(201)).await.unwrap();
+    assert!(managers.settled().await.network(NetworkId::from_u128(201)).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_change_while_others_write() {
+    let managers = Managers::founded().await;
+    let end = Arc::new(AtomicUsize::new(0));
+    let writer = tokio::spawn(write(managers.log(1), 1000, end.clone()));
+    for id in 2..=5 {
+        managers.start(id, &Disk::default(), true).await;
+    }
+    for members in [&[1, 2, 3][..], &[1, 2, 3, 4, 5], &[1, 2, 3], &[1]] {
+        managers.log(1).set_members(ids(members)).await.unwrap();
+        assert_eq!(managers.log(1).members(), ids(members));
+    }
+    end.store(1, SeqCst);
+    let (made, _) = writer.await.unwrap();
+    for id in 2..=5 {
+        managers.kill(id);
+    }
+    managers.log(1).propose(network(1)).await.unwrap();
+    holds_all(&managers.log(1).read(State::clone), &made);
+    assert!(!made.is_empty());
+}
