@@ -56,7 +56,7 @@ moved
 refused 1 "this node is a worker" oc 2 init --force-new-cluster
 say "a forced new cluster keeps its data"
 
-refused 1 "this node is the only manager, and the cluster ends with it; use --force" oc 1 leave
+refused 1 "node n1 is the only manager; end the cluster with 'overlayctl leave --force' there" oc 1 leave
 oc 2 leave >"$WORK/leave.out"
 assert_eq "$(ip_in c1 -o link show | grep -vc ' lo:')" 0 "interfaces of c1 after its node left"
 wait_until 5 has_not c1

@@ -1,6 +1,8 @@
 //! The control plane in one process, over loopback and without root: a manager, and nodes that join
 //! it, hear of what they must, and of nothing else.
 
+#[path = "control/managers.rs"]
+mod managers;
 #[path = "control/trust.rs"]
 mod trust;
 
@@ -18,6 +20,7 @@ use overlay::{
         certificate::Certificate,
         join::{self, Introduction, Joined},
         link::{LinkTask, LookFor},
+        managers::Managers,
         renewal::RenewalTask,
     },
     api::{
@@ -95,7 +98,8 @@ impl Cluster {
 
     async fn join_as(&self, name: &str, token: &JoinToken) -> Result<Joined, Status> {
         let identity = self.identity(name);
-        join::join(self.addr, token, &introduction(&identity, name)).await
+        let admitted = join::join(self.addr, token, &introduction(&identity, name)).await?;
+        Ok(admitted.joined)
     }
 
     async fn worker(&self, name: &str) -> Joined {
@@ -207,6 +211,7 @@ struct Agent {
     _tasks: JoinSet<()>,
     table: watch::Receiver<Arc<Table>>,
     certificate: Arc<Certificate>,
+    managers: Arc<Managers>,
     connected: watch::Receiver<Option<Channel>>,
     /// Counts the certificates that it got since.
     renewed: watch::Receiver<usize>,
@@ -219,8 +224,9 @@ impl Agent {
         let (channels, mut connected) = watch::channel(None);
         let look_for: LookFor = Arc::new(|_, _| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
+        let managers = Arc::new(Managers::new(cluster.addr, Vec::new()));
         let link = LinkTask::new(
-            cluster.addr,
+            managers.clone(),
             certificate.clone(),
             Table::empty(joined.node.id),
             publish,
@@ -229,7 +235,7 @@ impl Agent {
         );
         let (renewals, renewed) = watch::channel(0);
         let renewal = RenewalTask::new(
-            cluster.addr,
+            managers.clone(),
             joined.node.id,
             cluster.identity(joined.node.name.as_str()),
             certificate.clone(),
@@ -243,7 +249,7 @@ impl Agent {
         tasks.spawn(link.run());
         tasks.spawn(renewal.run());
         within(connected.wait_for(Option::is_some)).await.unwrap();
-        Self { _tasks: tasks, table, certificate, connected, renewed }
+        Self { _tasks: tasks, table, certificate, managers, connected, renewed }
     }
 
     /// Waits until the table is as wanted, and returns it.
@@ -366,7 +372,7 @@ async fn without_a_certificate_only_joining_is_possible() {
         .create_endpoint(CreateEndpointRequest::default())
         .await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
-    let refused = MembershipClient::new(channel).leave(LeaveRequest {}).await;
+    let refused = MembershipClient::new(channel).leave(LeaveRequest { asks: false }).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
     cluster.manager.shutdown().await;
 }
@@ -791,12 +797,6 @@ async fn tokens_that_make_no_sense_are_refused() {
     check(with(false, Some(0), None), "ttl: use 1s to 3650d").await;
     check(with(false, Some(u64::MAX), None), "ttl: use 1s to 3650d").await;
     check(with(false, None, Some(0)), "uses: use 1 or more").await;
-    let manager = JoinTokenRequest { role: Role::Manager.into(), ..Default::default() };
-    let refused = cluster.control().await.join_token(manager).await.err().unwrap();
-    assert_eq!(
-        refused.message(),
-        "this cluster takes workers only; use 'overlayctl join-token worker'"
-    );
     cluster.manager.shutdown().await;
 }
 

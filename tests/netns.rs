@@ -189,6 +189,11 @@ fn a_killed_manager_loses_nothing() {
 }
 
 #[test]
+fn managers_go_on_without_the_one_that_leads() {
+    run("managers.sh", &["2"]);
+}
+
+#[test]
 fn a_dead_node_is_down_and_a_blip_is_no_death() {
     run("alive.sh", &[]);
 }

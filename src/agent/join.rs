@@ -18,7 +18,7 @@ use crate::{
         channel::{self, answer},
         proof::{self, Purpose, Statement},
         proto::{
-            ChallengeRequest, ChallengeResponse, JoinRequest, LeaveRequest,
+            ChallengeRequest, ChallengeResponse, JoinRequest, LeaveRequest, ManagerGift,
             membership_client::MembershipClient,
         },
         tls::{self, Credentials, join_statement},
@@ -54,6 +54,16 @@ pub struct Joined {
     pub node: Node,
     /// Its certificate, that certificate's key, and the root.
     pub credentials: Credentials,
+}
+
+/// What a node that was let in is given.
+pub struct Admitted {
+    /// What it has become.
+    pub joined: Joined,
+    /// The port that every node takes sealed datagrams on.
+    pub data_port: u16,
+    /// What its manager needs, if it is to have one.
+    pub manager: Option<ManagerGift>,
 }
 
 /// A new key for a certificate.
@@ -156,7 +166,7 @@ pub async fn join(
     manager: SocketAddr,
     token: &JoinToken,
     introduction: &Introduction<'_>,
-) -> Result<Joined, Status> {
+) -> Result<Admitted, Status> {
     let internal = |error: anyhow::Error| Status::internal(format!("{error:#}"));
     let config = tls::joiner_config(token.digest).map_err(|error| internal(error.into()))?;
     let channel = channel::to_manager(manager, Arc::new(config)).await;
@@ -175,8 +185,11 @@ pub async fn join(
     if tls::root_digest(&root) != token.digest {
         return Err(bent("root of the token's digest"));
     }
+    let data_port = u16::try_from(joined.data_port).map_err(|_| bent("data port"))?;
     let certificate = CertificateDer::from(joined.certificate);
-    Ok(Joined { cluster, node, credentials: Credentials { certificate, key, roots: vec![root] } })
+    let credentials = Credentials { certificate, key, roots: vec![root] };
+    let manager = joined.manager;
+    Ok(Admitted { joined: Joined { cluster, node, credentials }, data_port, manager })
 }
 
 /// Undoes a join.
@@ -184,7 +197,16 @@ pub async fn join(
 /// # Errors
 /// The manager does not do it.
 pub async fn leave(channel: Channel) -> Result<(), Status> {
-    answer(MembershipClient::new(channel).leave(LeaveRequest {})).await?;
+    answer(MembershipClient::new(channel).leave(LeaveRequest { asks: false })).await?;
+    Ok(())
+}
+
+/// Asks whether the calling node may leave.
+///
+/// # Errors
+/// It may not.
+pub async fn ask_to_leave(channel: Channel) -> Result<(), Status> {
+    answer(MembershipClient::new(channel).leave(LeaveRequest { asks: true })).await?;
     Ok(())
 }
 

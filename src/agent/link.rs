@@ -18,10 +18,10 @@ use tokio::{
 use tonic::{Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
-use super::certificate::Certificate;
+use super::{certificate::Certificate, managers::Managers};
 use crate::{
     api::{
-        HEARTBEAT, HEARTBEATS, MAX_MESSAGE_BYTES, Malformed, channel, parse_id,
+        HEARTBEAT, HEARTBEATS, LEADER, MAX_MESSAGE_BYTES, Malformed, channel, parse_id, parse_list,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Resync,
             agent_message, dispatch_client::DispatchClient, manager_message,
@@ -38,7 +38,7 @@ pub type LookFor =
 
 /// Keeps the stream; may be aborted.
 pub struct LinkTask<P> {
-    manager: SocketAddr,
+    managers: Arc<Managers>,
     certificate: Arc<Certificate>,
     replica: Replica,
     publish: P,
@@ -50,25 +50,38 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
     /// Makes the task, which goes on from `table`. `publish` makes the data plane use a table; `connected` holds the channel to
     /// the manager while there is one whose first snapshot came.
     pub fn new(
-        manager: SocketAddr,
+        managers: Arc<Managers>,
         certificate: Arc<Certificate>,
         table: Table,
         publish: P,
         look_for: LookFor,
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
-        Self { manager, certificate, replica: Replica::new(table), publish, look_for, connected }
+        let replica = Replica::new(table);
+        Self { managers, certificate, replica, publish, look_for, connected }
     }
 
     /// Keeps the stream open for as long as it is polled.
     pub async fn run(mut self) {
-        let mut failures = 0;
+        let (mut failures, mut sent_on) = (0, 0);
         loop {
+            let manager = self.managers.current();
             let Err(error) = self.session().await;
-            warn!(manager = %self.manager, error = format!("{error:#}"), "no manager");
             let was_connected = self.connected.send_replace(None).is_some();
+            if let Some(Elsewhere(leader)) = error.downcast_ref()
+                && sent_on < MOST_SENT_ON
+            {
+                debug!(%manager, %leader, "another manager leads");
+                self.managers.go_to(*leader);
+                sent_on += 1;
+                continue;
+            }
+            warn!(%manager, error = format!("{error:#}"), "no manager");
+            self.managers.go_on();
+            sent_on = 0;
             failures = if was_connected { 0 } else { failures + 1 };
-            if failures > 0 {
+            // At once to another one; all of them are away only after the last.
+            if failures >= self.managers.known().borrow().len().max(1) as u32 {
                 sleep(backoff(failures)).await;
             }
         }
@@ -76,7 +89,8 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
 
     /// Opens the stream and serves it until it breaks.
     async fn session(&mut self) -> anyhow::Result<Infallible> {
-        let opened = channel::to_manager(self.manager, self.certificate.config()).await;
+        let manager = self.managers.current();
+        let opened = channel::to_manager(manager, self.certificate.config()).await;
         let channel = opened.inspect_err(|error| {
             if error.is_refusal() {
                 self.certificate.doubt();
@@ -111,6 +125,10 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
     /// A manager that does not take a certificate says so by cutting the connection: of TLS 1.3's two
     /// sides the client is done first.
     fn not_opened(&self, status: &Status) -> anyhow::Error {
+        let leader = status.metadata().get(LEADER).and_then(|leader| leader.to_str().ok());
+        if let Some(leader) = leader.and_then(|leader| leader.parse().ok()) {
+            return Elsewhere(leader).into();
+        }
         match std::error::Error::source(status) {
             Some(cut) => {
                 self.certificate.doubt();
@@ -122,6 +140,11 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         }
     }
 }
+
+/// Another manager takes the stream.
+#[derive(Debug, thiserror::Error)]
+#[error("manager {0} leads")]
+struct Elsewhere(SocketAddr);
 
 /// One open stream.
 struct Stream<'a, P> {
@@ -193,6 +216,11 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                 self.heartbeat = heartbeat;
                 Ok(())
             }
+            manager_message::Message::Managers(managers) => {
+                let addrs = parse_list("managers", &managers.addrs)?;
+                self.link.managers.handle_known(addrs);
+                Ok(())
+            }
             manager_message::Message::LookFor(node) => {
                 self.look_for(parse_id("node", &node)?);
                 Ok(())
@@ -236,7 +264,7 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
         self.resync = false;
         self.publish().await?;
         if self.link.connected.borrow().is_none() {
-            info!(manager = %self.link.manager, "connected");
+            info!(manager = %self.link.managers.current(), "connected");
             self.link.connected.send_replace(Some(self.channel.clone()));
         }
         Ok(())
@@ -361,6 +389,8 @@ pub(super) fn backoff(failures: u32) -> Duration {
 
 /// Acknowledgements and pings waiting for the connection.
 const OUTBOUND: usize = 16;
+/// Managers that send a node on, one after the other, before it waits: they may not agree for a moment.
+const MOST_SENT_ON: u32 = 4;
 /// Nodes that are looked for at once.
 const MAX_LOOKING: usize = 64;
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);

@@ -107,7 +107,7 @@ impl proto::local_server::Local for Local {
             MemberInfo {
                 cluster_id: member.cluster.to_vec(),
                 node: Some((&member.node).into()),
-                manager_addr: member.manager.addr.to_string(),
+                manager_addr: member.manager.addr().to_string(),
                 manager_connected: member.manager.is_connected(),
                 revision: table.revision,
                 networks: count(table.networks.len()),

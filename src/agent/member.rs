@@ -26,6 +26,7 @@ use super::{
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
+    managers::Managers,
     records::{MemberRecord, Records},
     renewal::RenewalTask,
 };
@@ -56,12 +57,16 @@ pub struct Member {
 /// The manager that a node talks to.
 #[derive(Clone)]
 pub struct Manager {
-    /// Its address.
-    pub addr: SocketAddr,
+    managers: Arc<Managers>,
     connected: watch::Receiver<Option<Channel>>,
 }
 
 impl Manager {
+    /// Returns its address.
+    pub fn addr(&self) -> SocketAddr {
+        self.managers.current()
+    }
+
     /// Returns the channel to the manager.
     ///
     /// # Errors
@@ -70,7 +75,7 @@ impl Manager {
         self.connected.borrow().clone().ok_or_else(|| {
             Status::unavailable(format!(
                 "manager {} is not reachable; check that it runs, then try again",
-                self.addr
+                self.addr()
             ))
         })
     }
@@ -85,8 +90,6 @@ impl Manager {
 pub struct Parts {
     /// What the node has become, now or in an earlier process.
     pub joined: Joined,
-    /// Where its manager is.
-    pub manager: SocketAddr,
     /// Its data plane.
     pub dataplane: Dataplane,
     /// The endpoints whose namespace ended, and where they are told.
@@ -111,7 +114,7 @@ impl Member {
         let mut connected = member.manager.connected.clone();
         let first = timeout(FIRST_SNAPSHOT, connected.wait_for(Option::is_some));
         if first.await.is_err() {
-            let manager = member.manager.addr;
+            let manager = member.manager.addr();
             member.shutdown().await;
             anyhow::bail!("manager {manager} sends nothing; check it, and try again");
         }
@@ -151,7 +154,9 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, manager, dataplane, ended, records, kept, docker } = parts;
+        let Parts { joined, dataplane, ended, records, kept, docker } = parts;
+        let MemberRecord { manager: home, managers: known, .. } = &kept.record;
+        let managers = Arc::new(Managers::new(*home, known.clone()));
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
@@ -171,8 +176,15 @@ impl Member {
                 Box::pin(async move { dataplane.look_for(node, within).await })
             })
         };
-        let link = LinkTask::new(manager, certificate.clone(), table, publish, look_for, channels);
-        let manager = Manager { addr: manager, connected };
+        let link = LinkTask::new(
+            managers.clone(),
+            certificate.clone(),
+            table,
+            publish,
+            look_for,
+            channels,
+        );
+        let manager = Manager { managers, connected };
         let (ended_sender, ended) = ended;
         let attachments = Attachments::new(
             joined.node.clone(),
@@ -203,7 +215,7 @@ impl Member {
     fn keep_certificate(&self) {
         let records = self.records.clone();
         let renewal = RenewalTask::new(
-            self.manager.addr,
+            self.manager.managers.clone(),
             self.node.id,
             self.identity.clone(),
             self.certificate.clone(),
@@ -216,7 +228,7 @@ impl Member {
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.
-    fn keep(&self, kept: Kept, mut ended: mpsc::Receiver<EndpointId>) {
+    fn keep(&self, mut kept: Kept, mut ended: mpsc::Receiver<EndpointId>) {
         let (attachments, mut connected) =
             (self.attachments.clone(), self.manager.connected.clone());
         self.tasks().spawn(async move {
@@ -237,9 +249,14 @@ impl Member {
         let (records, mut table) = (self.records.clone(), self.table.clone());
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
         let certificate = self.certificate.clone();
+        let mut known = self.manager.managers.known();
         self.tasks().spawn(async move {
             let mut saved = false;
             loop {
+                if known.has_changed().unwrap_or(false) {
+                    kept.record.managers = known.borrow_and_update().clone();
+                    save_record(&records, &kept.record);
+                }
                 // A table that does not change is looked after too, though rarely.
                 let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
                 if matches!(changed, Ok(Err(_))) {
@@ -311,6 +328,13 @@ fn mend(
         Err(error) => warn!(error = format!("{error:#}"), "the state folder is lost"),
     }
     true
+}
+
+/// Keeps where the managers are for the next start.
+fn save_record(records: &Records, record: &MemberRecord) {
+    if let Err(error) = tokio::task::block_in_place(|| records.put_record(record)) {
+        warn!(error = format!("{error:#}"), "where the managers are is not kept");
+    }
 }
 
 /// Keeps a table for the next start. Without it that one waits for a manager; forwarding goes on.

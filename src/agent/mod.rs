@@ -19,6 +19,7 @@ mod identity;
 pub mod join;
 pub mod link;
 mod local;
+pub mod managers;
 mod member;
 mod namespace;
 mod node;

@@ -32,14 +32,14 @@ use super::{
     address::{self, DataAddr},
     dataplane::{Config, Dataplane},
     docker::Docker,
-    join::{self, Introduction, Joined},
+    join::{self, Admitted, Introduction, Joined},
     member::{Kept, Member, Parts},
     records::{MemberRecord, Records},
 };
 use crate::{
     api::{
         CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, HEARTBEAT,
-        HEARTBEATS, JoinToken, Reopened, Reopening, channel,
+        HEARTBEATS, JoinToken, Joining, Reopened, Reopening, channel,
         proto::{
             self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
             JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
@@ -59,6 +59,8 @@ type Starting<T> = Boxed<anyhow::Result<(T, StopManager)>>;
 pub struct StartManager {
     /// Founds a cluster.
     pub found: Box<dyn Fn(Founding) -> Starting<Founded> + Send + Sync>,
+    /// Joins the managers of a cluster.
+    pub join: Box<dyn Fn(Joining) -> Starting<SocketAddr> + Send + Sync>,
     /// Serves the cluster of the state folder again.
     pub open: Box<dyn Fn(Reopening) -> Starting<Reopened> + Send + Sync>,
 }
@@ -117,7 +119,7 @@ impl Node {
     pub async fn resume(&self) -> anyhow::Result<()> {
         let mut life = self.life.lock().await;
         let Some((record, credentials)) = self.records.member()? else { return Ok(()) };
-        let MemberRecord { cluster, node, manager, listen_addr } = record;
+        let MemberRecord { cluster, node, manager, managers, listen_addr } = record;
         let (node, stop) = match listen_addr {
             Some(listen_addr) => {
                 let (reopened, stop) = self.open_manager(listen_addr, &node, &credentials).await?;
@@ -133,7 +135,7 @@ impl Node {
                     format!("this host no longer has {}; leave and join anew", data_addr.ip())
                 })?;
         let joined = Joined { cluster, node: node.clone(), credentials };
-        let record = MemberRecord { cluster, node, manager, listen_addr };
+        let record = MemberRecord { cluster, node, manager, managers, listen_addr };
         let parts = self.parts(joined, record, data_addr, data.mtu).await?;
         let member = Member::resume(parts).await?;
         info!(node = %member.node.name, %manager, "member as before");
@@ -207,6 +209,7 @@ impl Node {
             cluster,
             node: joined.node.clone(),
             manager,
+            managers: Vec::new(),
             listen_addr: Some(founded.listen_addr),
         };
         match self.start_member(joined, record, data_addr, data.mtu).await {
@@ -258,30 +261,27 @@ impl Node {
             .map_err(|error: crate::api::TokenError| Status::invalid_argument(error.to_string()))?;
         let manager = manager_addr(&request.manager_addr).await.map_err(bad_input)?;
         let addresses = netlink::addresses().await.map_err(refused)?;
+        let listen = request.listen_addr.as_deref().map(listen_addr).transpose();
+        let listen = listen.map_err(bad_input)?;
+        let port = listen.map_or(DEFAULT_PORT, |listen| listen.port());
         let advertised = match &request.advertise_addr {
-            Some(text) => address::advertise(Some(text), DEFAULT_PORT, &addresses),
-            None => towards(manager).await.map(|ip| SocketAddr::new(ip, DEFAULT_PORT)),
+            Some(text) => address::advertise(Some(text), port, &addresses),
+            None => towards(manager).await.map(|ip| SocketAddr::new(ip, port)),
         };
         let advertised = advertised.map_err(bad_input)?;
         let chosen = request.data_path_addr.as_deref();
         let data = address::data_path(chosen, advertised.ip(), &addresses).map_err(bad_input)?;
         let name = request.name.as_deref();
         let introduction = self.introduction(name, advertised, data, &addresses)?;
-        let joined = join::join(manager, &token, &introduction).await?;
-
-        let (cluster_id, node) = (joined.cluster.to_vec(), (&joined.node).into());
-        let (credentials, data_addr) = (joined.credentials.clone(), joined.node.data_addr);
-        let record = MemberRecord {
-            cluster: joined.cluster,
-            node: joined.node.clone(),
-            manager,
-            listen_addr: None,
-        };
-        match self.start_member(joined, record, data_addr, data.mtu).await {
-            Ok(member) => {
+        let admitted = join::join(manager, &token, &introduction).await?;
+        let credentials = admitted.joined.credentials.clone();
+        let started = self.start_joined(manager, admitted, listen, data.mtu).await;
+        match started {
+            Ok((member, stop)) => {
                 info!(node = %member.node.name, %manager, "joined");
                 let not_reached = not_reached(&member).await;
-                *life = Life::Member(member, None);
+                let (cluster_id, node) = (member.cluster.to_vec(), (&member.node).into());
+                *life = Life::Member(member, stop);
                 Ok(JoinClusterResponse { cluster_id, node: Some(node), not_reached })
             }
             Err(error) => {
@@ -292,6 +292,49 @@ impl Node {
                     );
                 }
                 Err(refused(error))
+            }
+        }
+    }
+
+    /// Starts what a node that was let in needs: its manager, if it is to have one, and the rest.
+    async fn start_joined(
+        &self,
+        manager: SocketAddr,
+        admitted: Admitted,
+        listen: Option<SocketAddr>,
+        underlay_mtu: u16,
+    ) -> anyhow::Result<(Arc<Member>, Option<StopManager>)> {
+        let Admitted { joined, data_port, manager: gift } = admitted;
+        let (cluster, node, data_addr) =
+            (joined.cluster, joined.node.clone(), joined.node.data_addr);
+        let own = match gift {
+            None => None,
+            Some(gift) => {
+                let advertised = node.advertise_addr;
+                let any = || SocketAddr::new(unspecified(advertised), advertised.port());
+                let joining = Joining {
+                    state_dir: self.options.state_dir.clone(),
+                    listen_addr: listen.unwrap_or_else(any),
+                    cluster,
+                    node: node.clone(),
+                    data_port,
+                    gift,
+                };
+                Some((self.start_manager.join)(joining).await?)
+            }
+        };
+        let (listen_addr, stop) = own.unzip();
+        // Its own manager may have nothing to say yet, and sends it on otherwise.
+        let managers = listen_addr.map(|own| own_manager(own, node.advertise_addr));
+        let managers = managers.into_iter().collect();
+        let record = MemberRecord { cluster, node, manager, managers, listen_addr };
+        match self.start_member(joined, record, data_addr, underlay_mtu).await {
+            Ok(member) => Ok((member, stop)),
+            Err(error) => {
+                if let Some(stop) = stop {
+                    stop(Ending::Undone).await;
+                }
+                Err(error)
             }
         }
     }
@@ -327,20 +370,17 @@ impl Node {
                 "this node is not a member of a cluster; there is nothing to leave",
             ));
         };
-        if stop.is_some() && !request.force {
-            return Err(Status::failed_precondition(
-                "this node is the only manager, and the cluster ends with it; use --force if that is meant",
-            ));
+        let is_manager = stop.is_some();
+        if is_manager && !request.force {
+            join::ask_to_leave(member.manager.channel()?).await?;
         }
         member.attachments.end_all().await.map_err(refused)?;
-        let told = match stop {
-            // Nobody is left to hear it.
-            Some(_) => Ok(()),
-            None => match member.manager.channel() {
-                Ok(channel) => join::leave(channel).await,
-                Err(status) => Err(status),
-            },
+        let told = match member.manager.channel() {
+            Ok(channel) => join::leave(channel).await,
+            Err(status) => Err(status),
         };
+        // The last one has nobody to tell, and one that must go goes.
+        let told = if is_manager && request.force { Ok(()) } else { told };
         let node = (&member.node).into();
         member.shutdown().await;
         if let Some(stop) = stop.take() {
@@ -380,10 +420,7 @@ impl Node {
         let advertised = address::advertise(chosen, listen_port, &addresses).map_err(bad_input)?;
         let listen_addr = match &request.listen_addr {
             Some(text) => listen_addr(text).map_err(bad_input)?,
-            None => match advertised {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, listen_port).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, listen_port).into(),
-            },
+            None => SocketAddr::new(unspecified(advertised), listen_port),
         };
         let chosen = request.data_path_addr.as_deref();
         let data = address::data_path(chosen, advertised.ip(), &addresses).map_err(bad_input)?;
@@ -503,13 +540,12 @@ impl Node {
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
         let docker = Docker::new(self.options.docker_socket.clone());
-        let manager = record.manager;
         let kept = Kept {
             record,
             identity: self.identity.clone(),
             state_dir: self.options.state_dir.clone(),
         };
-        Ok(Parts { joined, manager, dataplane, ended, records, kept, docker })
+        Ok(Parts { joined, dataplane, ended, records, kept, docker })
     }
 }
 
@@ -524,7 +560,7 @@ impl Node {
             Role::Manager => Ok(member),
             Role::Worker => Err(Status::permission_denied(format!(
                 "this node is a worker; run this on the manager at {}",
-                member.manager.addr
+                member.manager.addr()
             ))),
         }
     }
@@ -538,6 +574,14 @@ fn check_outside(life: &Life) -> Result<(), Status> {
             "this node is a member of a cluster already, as {}; use 'overlayctl leave' first",
             member.node.name
         ))),
+    }
+}
+
+/// All addresses of a host that has this one.
+fn unspecified(addr: SocketAddr) -> IpAddr {
+    match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 
@@ -647,6 +691,7 @@ mod tests {
         };
         let start = StartManager {
             found: Box::new(|_| Box::pin(async { bail!("not asked for") })),
+            join: Box::new(|_| Box::pin(async { bail!("not asked for") })),
             open: Box::new(|_| Box::pin(async { bail!("not asked for") })),
         };
         let node = Arc::new(Node::new(options, identity.unwrap(), Records::new(state), start));

@@ -39,8 +39,11 @@ pub struct MemberRecord {
     pub cluster: [u8; 16],
     /// The node as registered.
     pub node: Node,
-    /// Where its manager is.
+    /// Where the manager is that took it in, or its own.
     pub manager: SocketAddr,
+    /// Where all managers are.
+    #[serde(default)]
+    pub managers: Vec<SocketAddr>,
     /// Where its own manager listens, if it has one.
     pub listen_addr: Option<SocketAddr>,
 }
@@ -127,6 +130,14 @@ impl Records {
         credentials: &Credentials,
     ) -> anyhow::Result<()> {
         self.put_credentials(credentials)?;
+        self.write(MEMBER, member)
+    }
+
+    /// Writes the record of membership in the place of the one before.
+    ///
+    /// # Errors
+    /// The file cannot be written; the one before stays.
+    pub fn put_record(&self, member: &MemberRecord) -> anyhow::Result<()> {
         self.write(MEMBER, member)
     }
 

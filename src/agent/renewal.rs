@@ -4,7 +4,6 @@
 //! certificate's end needs nothing else to come back.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,7 +15,9 @@ use tokio::{sync::watch, time::sleep};
 use tonic::{Status, transport::Channel};
 use tracing::{info, warn};
 
-use super::{Identity, certificate::Certificate, join::CertificateRequest, link::backoff};
+use super::{
+    Identity, certificate::Certificate, join::CertificateRequest, link::backoff, managers::Managers,
+};
 use crate::{
     api::{
         Validity, channel,
@@ -29,7 +30,7 @@ use crate::{
 
 /// The task; may be aborted. `keep` writes new credentials to disk before they are used.
 pub struct RenewalTask<K> {
-    manager: SocketAddr,
+    managers: Arc<Managers>,
     node: NodeId,
     identity: Identity,
     certificate: Arc<Certificate>,
@@ -40,14 +41,14 @@ pub struct RenewalTask<K> {
 impl<K: Fn(&Credentials) -> anyhow::Result<()> + Send> RenewalTask<K> {
     /// Makes the task; `connected` holds the channel to the manager while there is one.
     pub fn new(
-        manager: SocketAddr,
+        managers: Arc<Managers>,
         node: NodeId,
         identity: Identity,
         certificate: Arc<Certificate>,
         connected: watch::Receiver<Option<Channel>>,
         keep: K,
     ) -> Self {
-        Self { manager, node, identity, certificate, connected, keep }
+        Self { managers, node, identity, certificate, connected, keep }
     }
 
     /// Renews for as long as it is polled.
@@ -100,7 +101,7 @@ impl<K: Fn(&Credentials) -> anyhow::Result<()> + Send> RenewalTask<K> {
             return Ok(channel);
         }
         let config = Arc::new(tls::unknown_config(&self.certificate.credentials().roots)?);
-        Ok(channel::to_manager(self.manager, config).await?)
+        Ok(channel::to_manager(self.managers.current(), config).await?)
     }
 }
 

@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".")
         .skip_debug([
             "JoinRequest",
+            "ManagerGift",
             "JoinTokenResponse",
             "Psk",
             "InitResponse",

@@ -6,7 +6,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use ipnet::Ipv4Net;
 use rustls::pki_types::PrivateKeyDer;
 
-use super::{JoinToken, proto::JoinRequest};
+use super::{
+    JoinToken,
+    proto::{JoinRequest, ManagerGift},
+};
 use crate::types::{Node, NodeId};
 
 /// What a new cluster starts with.
@@ -29,6 +32,22 @@ pub struct Founding {
     pub node: JoinRequest,
     /// The key of the certificate asked for in `node`; the manager shows it too.
     pub certificate_key: PrivateKeyDer<'static>,
+}
+
+/// What a node starts a manager with that joined others.
+pub struct Joining {
+    /// The node's state folder, which this process holds; the manager keeps its log there.
+    pub state_dir: PathBuf,
+    /// Where the manager listens.
+    pub listen_addr: SocketAddr,
+    /// The cluster's identity.
+    pub cluster: [u8; 16],
+    /// The node as registered.
+    pub node: Node,
+    /// The port that every node takes sealed datagrams on.
+    pub data_port: u16,
+    /// What the manager gave that took the node in.
+    pub gift: ManagerGift,
 }
 
 /// What a manager starts again with.

@@ -19,7 +19,7 @@ mod token;
 mod validity;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
-pub use founding::{Ending, Founded, Founding, Reopened, Reopening};
+pub use founding::{Ending, Founded, Founding, Joining, Reopened, Reopening};
 pub use scope::{read_scope_digests, read_scopes, scope_digests, scopes};
 pub use token::{JoinToken, TokenError};
 pub use validity::{BACKDATED, Validity};
@@ -32,6 +32,12 @@ pub mod proto {
     impl std::fmt::Debug for Psk {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "Psk(epoch {}, …)", self.epoch)
+        }
+    }
+
+    impl std::fmt::Debug for ManagerGift {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "ManagerGift({} managers, …)", self.managers.len())
         }
     }
 }
@@ -58,6 +64,9 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
 /// it nobody would wait for a node's tasks to move.
 pub const HEARTBEATS: std::ops::RangeInclusive<std::time::Duration> =
     std::time::Duration::from_millis(500)..=std::time::Duration::from_secs(60);
+
+/// In a refusal, as metadata: where the manager is that does it.
+pub const LEADER: &str = "overlay-leader";
 
 /// After how long a silence either side takes the stream as closed: three heartbeats, so that one
 /// lost to a busy machine costs nothing.

@@ -125,6 +125,12 @@ fn start_manager() -> StartManager {
                 Ok((founded, stop(manager)))
             })
         }),
+        join: Box::new(|joining| {
+            Box::pin(async move {
+                let (manager, listen_addr) = Manager::join(joining).await?;
+                Ok((listen_addr, stop(manager)))
+            })
+        }),
         open: Box::new(|reopening| {
             Box::pin(async move {
                 let (manager, reopened) = Manager::open(reopening).await?;
@@ -137,7 +143,9 @@ fn start_manager() -> StartManager {
 /// Our own events go to stderr from the chosen level up, those of libraries only as warnings.
 fn start_log(level: Level) {
     let color = env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
-    let ours = Targets::new().with_target("overlay", level);
+    // openraft tells of every call that fails; what matters of that is told once, by ours.
+    let raft = LevelFilter::OFF;
+    let ours = Targets::new().with_target("overlay", level).with_target("openraft", raft);
     let libraries = LevelFilter::from_level(level).min(LevelFilter::WARN);
     let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(color);
     tracing_subscriber::registry().with(events.with_filter(ours.with_default(libraries))).init();

@@ -58,7 +58,7 @@ pub struct Init {
 /// `overlayctl join`.
 #[derive(Args, Debug)]
 pub struct Join {
-    /// What 'overlayctl join-token worker' printed on a manager
+    /// What 'overlayctl join-token worker' or 'manager' printed on a manager
     #[arg(long)]
     token: String,
     /// A manager of the cluster
@@ -67,6 +67,9 @@ pub struct Join {
     /// Where other nodes reach this one; the address used towards the manager unless given
     #[arg(long, value_name = "IP|IFACE[:PORT]")]
     advertise_addr: Option<String>,
+    /// Where this node's manager listens, if the token makes it one [default: 0.0.0.0:2377]
+    #[arg(long, value_name = "IP:PORT")]
+    listen_addr: Option<String>,
     /// Where containers' traffic goes; the advertised address unless given
     #[arg(long, value_name = "IP|IFACE")]
     data_path_addr: Option<String>,
@@ -97,6 +100,7 @@ pub struct JoinToken {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TokenRole {
     Worker,
+    Manager,
 }
 
 impl Init {
@@ -134,6 +138,7 @@ impl Join {
             advertise_addr: self.advertise_addr,
             data_path_addr: self.data_path_addr,
             name: self.name,
+            listen_addr: self.listen_addr,
         };
         let joined = answer(&what, client.local().await?.join_cluster(request)).await?;
         let view = JoinView::new(joined)?;
@@ -141,15 +146,16 @@ impl Join {
             eprintln!("overlayctl: {what}: {why}");
         }
         show(format, &view, || {
-            format!("This node joined the cluster as a worker, named {}.\n", view.name)
+            format!("This node joined the cluster as a {}, named {}.\n", view.role, view.name)
         })
     }
 }
 
 impl JoinToken {
     pub async fn execute(self, client: &Client, format: Format) -> Result<(), Failure> {
-        let role = match self.role {
-            TokenRole::Worker => Role::Worker,
+        let (role, name) = match self.role {
+            TokenRole::Worker => (Role::Worker, "worker"),
+            TokenRole::Manager => (Role::Manager, "manager"),
         };
         let request = JoinTokenRequest {
             role: role.into(),
@@ -158,7 +164,7 @@ impl JoinToken {
             uses: self.uses,
         };
         let token = answer("join-token", client.control().await?.join_token(request)).await?;
-        let view = TokenView::new("worker", token)?;
+        let view = TokenView::new(name, token)?;
         let rotated = match self.rotate {
             true => "The token before this one joins no node any more.\n",
             false => "",
@@ -175,6 +181,14 @@ pub async fn info(client: &Client, format: Format) -> Result<(), Failure> {
     let info = answer("info", client.local().await?.info(InfoRequest {})).await?;
     let view = InfoView::new(info)?;
     show(format, &view, || view.text())
+}
+
+fn role_name(role: Role) -> Option<&'static str> {
+    match role {
+        Role::Manager => Some("manager"),
+        Role::Worker => Some("worker"),
+        Role::Unspecified => None,
+    }
 }
 
 fn join_command(token: &str, manager: &str) -> String {
@@ -221,6 +235,7 @@ struct JoinView {
     cluster_id: String,
     node_id: String,
     name: String,
+    role: &'static str,
     not_reached: Option<String>,
 }
 
@@ -230,6 +245,7 @@ impl JoinView {
         Ok(Self {
             cluster_id: output::id(&joined.cluster_id)?,
             node_id: output::id(&node.id)?,
+            role: role_name(node.role()).ok_or_else(|| Failure::bent("join"))?,
             name: node.name,
             not_reached: joined.not_reached,
         })
@@ -261,8 +277,8 @@ impl TokenView {
             (None, Some(uses)) => format!("It joins {uses} node(s).\n"),
             (Some(at), Some(uses)) => format!("It joins {uses} node(s), and ends at {at}.\n"),
         };
-        let command = &self.command;
-        format!("To add a worker to this cluster, run on it:\n\n    {command}\n\n{end}")
+        let Self { command, role, .. } = self;
+        format!("To add a {role} to this cluster, run on it:\n\n    {command}\n\n{end}")
     }
 }
 
@@ -347,11 +363,7 @@ impl InfoView {
         view.cluster_id = Some(output::id(&member.cluster_id)?);
         view.node = Some(NodeView {
             id: output::id(&node.id)?,
-            role: match node.role() {
-                Role::Manager => "manager",
-                Role::Worker => "worker",
-                Role::Unspecified => return Err(Failure::bent("info")),
-            },
+            role: role_name(node.role()).ok_or_else(|| Failure::bent("info"))?,
             name: node.name,
             address: node.advertise_addr,
             data_address: node.data_addr,

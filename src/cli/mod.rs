@@ -156,7 +156,7 @@ mod tests {
         check(&["network", "create", "blue", "--ip", "10.1.0.1"]);
         check(&["network", "create", "blue", "--label", "x"]);
         check(&["network", "rm"]);
-        check(&["join-token", "manager"]);
+        check(&["join-token", "leader"]);
         check(&["join-token", "worker", "--rotate", "--ttl", "1h"]);
         check(&["join-token", "worker", "--rotate", "--uses", "1"]);
         check(&["join-token", "worker", "--uses", "0"]);

@@ -273,17 +273,25 @@ struct Row {
 }
 
 fn rows(listed: ListNodesResponse, own: Option<&[u8]>) -> Result<Vec<Row>, Failure> {
-    let leader = listed.leader;
-    let row = |node: Node| row(node, own, &leader);
-    let mut rows = listed.nodes.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    let ListNodesResponse { nodes: _, leader, deciding } = &listed;
+    let row = |node: Node| row(node, own, leader, deciding);
+    let mut rows = listed.nodes.iter().cloned().map(row).collect::<Result<Vec<_>, _>>()?;
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(rows)
 }
 
-fn row(node: Node, own: Option<&[u8]>, leader: &[u8]) -> Result<Row, Failure> {
+fn row(
+    node: Node,
+    own: Option<&[u8]>,
+    leader: &[u8],
+    deciding: &[Vec<u8>],
+) -> Result<Row, Failure> {
     let status = status(node.status())?;
     let availability = availability(node.availability())?;
     let manager_status = manager_status(node.role(), node.id == leader, status)?;
+    // It has not caught up with the others yet.
+    let joins = manager_status == Some("reachable") && !deciding.contains(&node.id);
+    let manager_status = if joins { Some("joining") } else { manager_status };
     Ok(Row {
         id: output::id(&node.id)?,
         own: own == Some(node.id.as_slice()),
@@ -405,12 +413,30 @@ mod tests {
     }
 
     #[test]
+    fn node_ls_tells_what_each_manager_is() {
+        let nodes = vec![
+            node(1, "n1", Role::Manager, NodeStatus::Ready),
+            node(2, "n2", Role::Manager, NodeStatus::Ready),
+            node(3, "n3", Role::Manager, NodeStatus::Down),
+            node(4, "n4", Role::Manager, NodeStatus::Ready),
+            node(5, "n5", Role::Worker, NodeStatus::Ready),
+        ];
+        let (leader, deciding) = (vec![2; 16], vec![vec![1; 16], vec![2; 16], vec![3; 16]]);
+        let rows = rows(ListNodesResponse { nodes, leader, deciding }, None).unwrap();
+        let statuses: Vec<_> = rows.iter().map(|row| row.manager_status).collect();
+        let wanted = ["reachable", "leader", "unreachable", "joining"].map(Some);
+        assert_eq!(statuses[..4], wanted);
+        assert_eq!(statuses[4], None);
+    }
+
+    #[test]
     fn node_ls_keeps_its_json_and_columns() {
         let nodes = vec![
             node(2, "n2", Role::Worker, NodeStatus::Down),
             node(1, "n1", Role::Manager, NodeStatus::Ready),
         ];
-        let listed = ListNodesResponse { nodes, leader: vec![1; 16] };
+        let (leader, deciding) = (vec![1; 16], vec![vec![1; 16]]);
+        let listed = ListNodesResponse { nodes, leader, deciding };
         let rows = rows(listed, Some(&[1; 16])).unwrap();
         golden("node-ls", &rows);
         let text = table(&rows).text();

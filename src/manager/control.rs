@@ -43,8 +43,11 @@ impl proto::control_server::Control for Control {
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         self.manager(&request)?;
         let nodes = self.shared.log.read(|state| state.nodes().map(Into::into).collect());
-        let leader = self.shared.node.to_bytes().to_vec();
-        Ok(Response::new(ListNodesResponse { nodes, leader }))
+        let leader = self.shared.log.leader();
+        let leader = leader.map(|leader| leader.to_bytes().to_vec()).unwrap_or_default();
+        let deciding = self.shared.log.members();
+        let deciding = deciding.iter().map(|manager| manager.to_bytes().to_vec()).collect();
+        Ok(Response::new(ListNodesResponse { nodes, leader, deciding }))
     }
 
     async fn inspect_node(
@@ -62,7 +65,7 @@ impl proto::control_server::Control for Control {
                 node: Some(node.into()),
                 management_lost: shared.watch.is_management_lost(node.id),
                 silent_ms: shared.watch.silent_for(node.id).map(|silent| silent.as_millis() as u64),
-                leader: node.id == shared.node,
+                leader: Some(node.id) == shared.log.leader(),
                 endpoints: endpoints.into_iter().map(Into::into).collect(),
                 networks: networks.into_values().map(Into::into).collect(),
             })
@@ -98,19 +101,13 @@ impl proto::control_server::Control for Control {
         let request = request.into_inner();
         let node = self.find_node(&request.reference)?;
         let name = &node.name;
-        if node.role == Role::Manager {
-            return Err(Status::failed_precondition(format!(
-                "node {name} is the only manager; end the cluster with 'overlayctl leave --force' there"
-            )));
-        }
+        self.shared.check_dispensable(&node)?;
         if node.status == NodeStatus::Ready && !request.force {
             return Err(Status::failed_precondition(format!(
                 "node {name} is ready; use 'overlayctl leave' there, or --force"
             )));
         }
-        let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
-        removed.map_err(status::of_proposal)?;
-        self.shared.watch.handle_removed(node.id);
+        self.shared.remove(&node).await?;
         info!(node = %name, id = %node.id, "node removed");
         Ok(Response::new(RemoveNodeResponse { node: Some((&node).into()) }))
     }
@@ -147,20 +144,13 @@ impl proto::control_server::Control for Control {
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Answer<JoinTokenResponse> {
         let manager = self.manager(&request)?;
         let request = request.into_inner();
-        match request.role().try_into()? {
-            Role::Worker => {
-                let issued = self.shared.issue_token(Role::Worker, &request).await?;
-                Ok(Response::new(JoinTokenResponse {
-                    token: issued.token.to_string(),
-                    manager_addr: manager.advertise_addr.to_string(),
-                    expires_at_s: issued.expires_at_s,
-                    uses: issued.uses,
-                }))
-            }
-            Role::Manager => Err(Status::failed_precondition(
-                "this cluster takes workers only; use 'overlayctl join-token worker'",
-            )),
-        }
+        let issued = self.shared.issue_token(request.role().try_into()?, &request).await?;
+        Ok(Response::new(JoinTokenResponse {
+            token: issued.token.to_string(),
+            manager_addr: manager.advertise_addr.to_string(),
+            expires_at_s: issued.expires_at_s,
+            uses: issued.uses,
+        }))
     }
 
     async fn rotate_root(&self, request: Request<RotateRootRequest>) -> Answer<RotateRootResponse> {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use tokio::{
 };
 use tracing::error;
 
-use super::trust::Trust;
+use super::{replication::Addresses, trust::Trust};
 use crate::{
     api::{HEARTBEAT, tls::root_digest},
     engine::{
@@ -37,6 +38,7 @@ pub struct Dispatcher {
     progress: watch::Sender<u64>,
     /// What agents are told of how often to say something.
     heartbeat: watch::Sender<Duration>,
+    addresses: Arc<Addresses>,
 }
 
 #[derive(Default)]
@@ -67,6 +69,8 @@ struct Session {
     keys_due: bool,
     /// It is to be told which roots are trusted.
     roots_due: bool,
+    /// It is to be told where the managers are.
+    managers_due: bool,
     /// The nodes that the agent is to look for.
     wanted: BTreeSet<NodeId>,
     /// Those that it was told, and has not answered for.
@@ -119,7 +123,13 @@ impl Dispatcher {
             turns: Mutex::default(),
             progress: watch::Sender::new(0),
             heartbeat,
+            addresses: Arc::default(),
         }
+    }
+
+    /// Returns where the managers of the state are.
+    pub fn addresses(&self) -> &Arc<Addresses> {
+        &self.addresses
     }
 
     /// Tells the sessions concerned of what a command changed.
@@ -147,6 +157,9 @@ impl Dispatcher {
                 | Event::EndpointCreated(_)
                 | Event::EndpointRemoved(_) => {}
             }
+        }
+        if self.addresses.handle_events(state, events) {
+            sessions.make_managers_due();
         }
         drop(sessions);
         self.follow_heartbeat(state);
@@ -185,6 +198,7 @@ impl Dispatcher {
         sessions.digests = Digests::new(state, &self.trust.epoch_keys());
         sessions.position = state.position();
         drop(sessions);
+        self.addresses.adopt(state);
         self.follow_heartbeat(state);
     }
 
@@ -237,6 +251,7 @@ impl Dispatcher {
             marked: position.revision,
             keys_due: false,
             roots_due: true,
+            managers_due: true,
             wanted: BTreeSet::new(),
             looking: BTreeSet::new(),
             wake: wake.clone(),
@@ -367,6 +382,15 @@ impl Dispatcher {
     /// Whether a session goes on: its node was not removed, and has not opened another.
     pub fn is_open(&self, handle: &SessionHandle) -> bool {
         self.locked().of(handle).is_some()
+    }
+
+    /// Takes where the managers are if the agent is to be told.
+    pub fn take_managers(&self, handle: &SessionHandle) -> Option<Vec<SocketAddr>> {
+        let due = {
+            let mut sessions = self.locked();
+            std::mem::take(&mut sessions.of(handle)?.managers_due)
+        };
+        due.then(|| self.addresses.list())
     }
 
     /// Takes the digests of the trusted roots if the agent is to be told them.
@@ -527,6 +551,13 @@ impl Sessions {
     fn make_roots_due(&mut self) {
         for session in self.by_node.values_mut() {
             session.roots_due = true;
+            session.wake.notify_one();
+        }
+    }
+
+    fn make_managers_due(&mut self) {
+        for session in self.by_node.values_mut() {
+            session.managers_due = true;
             session.wake.notify_one();
         }
     }

@@ -11,13 +11,14 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::{
-    sync::{Notify, broadcast},
+    sync::{Notify, broadcast, watch},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
-use super::Shared;
+use super::{Shared, dispatch::Dispatcher};
 use crate::{
+    api::HEARTBEAT,
     engine::cluster::{
         Command, State,
         liveness::{Closed, Heard, Liveness, Verdict},
@@ -33,17 +34,31 @@ pub struct NodeWatch {
     sooner: Notify,
     /// What witnesses say, for whoever else wants to know.
     looked: broadcast::Sender<(NodeId, Heard)>,
+    /// Whether it is this manager that decides.
+    leads: watch::Sender<bool>,
 }
 
 impl NodeWatch {
-    /// Starts with the nodes that the state holds to be ready; `own` is the manager's.
-    pub fn new(state: &State, own: NodeId) -> Self {
+    /// Watches nobody until this manager leads; `own` is its node.
+    pub fn new(own: NodeId) -> Self {
+        let liveness = Mutex::new(Liveness::new(HEARTBEAT, own));
+        let looked = broadcast::Sender::new(LOOKED);
+        Self { liveness, sooner: Notify::new(), looked, leads: watch::Sender::new(false) }
+    }
+
+    /// Begins with the nodes that the state holds to be ready, as if they were heard just now.
+    fn begin(&self, state: &State, own: NodeId) {
         let mut liveness = Liveness::new(state.heartbeat(), own);
         for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
             liveness.handle_known(node.id, clock::now());
         }
-        let looked = broadcast::Sender::new(LOOKED);
-        Self { liveness: Mutex::new(liveness), sooner: Notify::new(), looked }
+        *self.locked() = liveness;
+        self.leads.send_replace(true);
+    }
+
+    /// Tells whether this manager decides who is alive.
+    pub fn leads(&self) -> watch::Receiver<bool> {
+        self.leads.subscribe()
     }
 
     /// A node's stream of that number opened.
@@ -137,9 +152,11 @@ impl LivenessTask {
         Self { shared }
     }
 
-    /// Decides for as long as it is polled.
+    /// Decides for as long as it is polled, which is while this manager leads.
     pub async fn run(self) {
-        let watch = &self.shared.watch;
+        let Shared { watch, log, dispatcher, node, .. } = &*self.shared;
+        log.read(|state| watch.begin(state, *node));
+        let _leading = Leading { watch, dispatcher };
         let mut heartbeat = self.shared.dispatcher.heartbeat();
         heartbeat.mark_changed();
         loop {
@@ -215,6 +232,19 @@ impl LivenessTask {
             }
             None => self.shared.watch.handle_removed(node),
         }
+    }
+}
+
+/// That this manager decides; without it the streams, which say who is alive, go where it is decided.
+struct Leading<'a> {
+    watch: &'a NodeWatch,
+    dispatcher: &'a Dispatcher,
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        self.watch.leads.send_replace(false);
+        self.dispatcher.close_all();
     }
 }
 

@@ -69,6 +69,10 @@ impl proto::membership_server::Membership for Membership {
             return Err(Status::internal("registering gave no node"));
         };
         let mut certified = self.shared.certify(&node, key).await?;
+        let manager = match node.role {
+            Role::Worker => None,
+            Role::Manager => Some(self.shared.gift()?),
+        };
         info!(node = %node.name, id = %node.id, "node joined");
         Ok(Response::new(JoinResponse {
             cluster_id: self.shared.settings.cluster.to_vec(),
@@ -76,6 +80,7 @@ impl proto::membership_server::Membership for Membership {
             certificate: certified.certificate,
             root: certified.roots.swap_remove(0),
             data_port: self.shared.settings.data_port.into(),
+            manager,
         }))
     }
 
@@ -109,12 +114,11 @@ impl proto::membership_server::Membership for Membership {
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
         let node = self.shared.member(&request)?;
-        if node.role == Role::Manager {
-            return Err(Status::failed_precondition("the only manager cannot leave; end it"));
+        self.shared.check_dispensable(&node)?;
+        if request.get_ref().asks {
+            return Ok(Response::new(LeaveResponse {}));
         }
-        let removed = self.shared.log.propose(Command::RemoveNode(node.id)).await;
-        removed.map_err(status::of_proposal)?;
-        self.shared.watch.handle_removed(node.id);
+        self.shared.remove(&node).await?;
         info!(node = %node.name, id = %node.id, "node left");
         Ok(Response::new(LeaveResponse {}))
     }

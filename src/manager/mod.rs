@@ -15,9 +15,11 @@ mod listener;
 mod liveness;
 pub mod log;
 mod manager_key;
+mod members;
 mod membership;
 mod random;
 mod recovery;
+mod replication;
 mod rotation;
 mod session;
 mod status;
@@ -25,6 +27,7 @@ mod tokens;
 mod trust;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder, File},
     net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
@@ -50,19 +53,23 @@ use self::{
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
-    log::{Alone, Log, LogFile, Member, Snapshots, StartError, Watch},
+    log::{Log, LogFile, Member, Snapshots, StartError, Transport, Watch},
     manager_key::ManagerKey,
+    members::MembersTask,
     recovery::Recovery,
+    replication::Ways,
     rotation::RotationTask,
     trust::Trust,
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        Ending, Founded, Founding, Joining, MAX_MESSAGE_BYTES, Reopened, Reopening,
         backup::{self, Sections, section},
+        parse_id,
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
+            replication_server::ReplicationServer,
         },
         tls,
     },
@@ -101,6 +108,8 @@ struct Shared {
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
     recovery: Recovery,
+    /// Whose calls are taken as managers' while the log holds no state yet.
+    greeted: BTreeSet<NodeId>,
 }
 
 impl Manager {
@@ -149,10 +158,11 @@ impl Manager {
         let secrets = trust.sealed()?;
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         let first = first_node(&founding)?;
-        let log = start_log(file, first.node.id, dispatcher.clone()).await?;
+        let life = founding.certificate_life;
+        let ways = Ways::new(first.node.id, trust.clone(), life, dispatcher.addresses().clone());
+        let log = start_log(file, first.node.id, false, dispatcher.clone(), ways).await?;
         let node = register_first(&log, cluster, secrets, &founding, first).await?;
         let point = membership::proven_key(&founding.node).map_err(refused)?;
-        let life = founding.certificate_life;
         let credentials = tls::Credentials {
             certificate: trust.authority().issue(node.id, node.role, point, life)?,
             key: founding.certificate_key,
@@ -162,7 +172,7 @@ impl Manager {
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let settings = Settings { cluster, data_port: founding.data_port, certificate_life: life };
-        let shared = Shared::new(folder.to_owned(), settings, &node, trust, dispatcher, log);
+        let shared = Shared::new(folder.to_owned(), settings, &node, trust, dispatcher, log, &[])?;
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, tls), founded))
@@ -231,21 +241,61 @@ impl Manager {
         };
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
-        let log = start_log(file, node.id, dispatcher.clone()).await?;
+        let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
+        let log = start_log(file, node.id, false, dispatcher.clone(), ways).await?;
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let settings = Settings { cluster, data_port, certificate_life: life };
-        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log);
+        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, &[])?;
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
         Ok((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr }))
     }
 
-    fn serve(shared: Arc<Shared>, listener: TcpListener, tls: ListenerTls) -> Self {
-        shared.spawn(LivenessTask::new(shared.clone()).run());
-        shared.spawn(RotationTask::new(shared.clone()).run());
-        if !shared.log.read(State::is_settled) {
-            shared.spawn(Recovery::run(shared.clone()));
+    /// Starts the manager of a node that joined others; what they decided comes over its address.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, the state folder cannot be written or holds a cluster's
+    /// log, or what the other manager gave does not hold together; nothing is left.
+    pub async fn join(joining: Joining) -> anyhow::Result<(Self, SocketAddr)> {
+        let listener =
+            listen(joining.listen_addr, "choose another address with --listen-addr").await?;
+        let folder = make_folder(&joining.state_dir)?;
+        let file = LogFile::create(&folder.join(LOG_FILE))?;
+        let joined = Self::join_in(&folder, file, listener, joining).await;
+        if joined.is_err() {
+            remove(&folder);
         }
+        joined
+    }
+
+    async fn join_in(
+        folder: &Path,
+        file: LogFile,
+        listener: TcpListener,
+        joining: Joining,
+    ) -> anyhow::Result<(Self, SocketAddr)> {
+        let Joining { cluster, node, data_port, gift, .. } = joining;
+        let listen_addr = listener.local_addr()?;
+        let secrets = serde_json::from_slice(&gift.secrets).context("read the secrets")?;
+        let trust = Trust::open(cluster, &secrets, ManagerKey::restore(folder, &gift.key)?)?;
+        let trust = Arc::new(trust);
+        let life = Duration::from_secs(gift.certificate_life_s);
+        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
+        let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
+        let log = start_log(file, node.id, true, dispatcher.clone(), ways).await?;
+        let tls = ListenerTls::new(trust.clone(), node.id, life)?;
+        let settings = Settings { cluster, data_port, certificate_life: life };
+        let (folder, managers) = (folder.to_owned(), &gift.managers);
+        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, managers)?;
+        info!(addr = %listen_addr, "manager listens, and waits for the others' log");
+        Ok((Self::serve(shared, listener, tls), listen_addr))
+    }
+
+    fn serve(shared: Arc<Shared>, listener: TcpListener, tls: ListenerTls) -> Self {
+        shared.spawn(shared.clone().while_leading(|shared| LivenessTask::new(shared).run()));
+        shared.spawn(shared.clone().while_leading(|shared| RotationTask::new(shared).run()));
+        shared.spawn(shared.clone().while_leading(|shared| MembersTask::new(shared).run()));
+        shared.spawn(shared.clone().while_leading(Recovery::begin_if_due));
         let (connections, incoming) = mpsc::channel(ACCEPTED);
         let task = ListenerTask::new(listener, tls, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());
@@ -261,6 +311,7 @@ impl Manager {
         let control = control::Control { shared: shared.clone() };
         let attachment = attachment::Attachment { shared: shared.clone() };
         let dispatch = session::Dispatch { shared: shared.clone() };
+        let replication = replication::Replication { shared: shared.clone() };
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(MAX_STREAMS)
@@ -273,8 +324,9 @@ impl Manager {
             .add_service(
                 AttachmentServer::new(attachment).max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
+            .add_service(DispatchServer::new(dispatch).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(
-                DispatchServer::new(dispatch).max_decoding_message_size(MAX_MESSAGE_BYTES),
+                ReplicationServer::new(replication).max_decoding_message_size(MAX_MESSAGE_BYTES),
             );
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
             // A dropped sender is a stop too.
@@ -321,10 +373,11 @@ impl Shared {
         trust: Arc<Trust>,
         dispatcher: Arc<Dispatcher>,
         log: Log,
-    ) -> Arc<Self> {
-        let watch = log.read(|state| NodeWatch::new(state, node.id));
+        greeted: &[Vec<u8>],
+    ) -> anyhow::Result<Arc<Self>> {
         let recovery = log.read(Recovery::new);
-        Arc::new(Self {
+        let greeted = greeted.iter().map(|node| parse_id("managers", node));
+        Ok(Arc::new(Self {
             folder,
             settings,
             node: node.id,
@@ -334,9 +387,10 @@ impl Shared {
             log,
             admission: Arc::default(),
             sessions: Mutex::default(),
-            watch,
+            watch: NodeWatch::new(node.id),
             recovery,
-        })
+            greeted: greeted.collect::<Result<_, _>>()?,
+        }))
     }
 
     /// Returns the calling node as the state has it now.
@@ -377,11 +431,13 @@ async fn listen(addr: SocketAddr, advice: &str) -> anyhow::Result<TcpListener> {
 async fn start_log(
     file: LogFile,
     manager: NodeId,
+    joins: bool,
     dispatcher: Arc<Dispatcher>,
+    transport: impl Transport,
 ) -> Result<Log, StartError> {
-    let (snapshots, transport) = (Snapshots::default(), Arc::new(Alone));
+    let (snapshots, transport) = (Snapshots::default(), Arc::new(transport));
     let watcher = Box::new(Tell(dispatcher));
-    Log::start(file, Member { manager, joins: false, snapshots, transport, watcher }).await
+    Log::start(file, Member { manager, joins, snapshots, transport, watcher }).await
 }
 
 /// Tells the streams what becomes of the state.

@@ -66,6 +66,13 @@ impl Recovery {
         }
     }
 
+    /// Settles the epoch of a manager that leads now, if it is new.
+    pub async fn begin_if_due(shared: Arc<Shared>) {
+        if shared.log.read(|state| shared.recovery.begin(state)) {
+            Self::run(shared).await;
+        }
+    }
+
     /// Settles the epoch of `shared` when all have reported, or after a while.
     pub async fn run(shared: Arc<Shared>) {
         let recovery = &shared.recovery;

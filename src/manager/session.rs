@@ -27,8 +27,8 @@ use crate::{
     api::{
         HEARTBEAT, parse_id,
         proto::{
-            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Roots,
-            agent_message, manager_message,
+            self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Managers, Ping,
+            Roots, agent_message, manager_message,
         },
         read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
@@ -53,6 +53,7 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.shared.member(&request)?;
+        self.shared.check_leads().await?;
         let mut inbound = request.into_inner();
         let first = timeout(silence(HEARTBEAT), inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -236,6 +237,9 @@ impl SessionTask {
             manager_message::Message::HeartbeatMs(ms)
         } else if let Some(node) = dispatcher.take_wanted(&self.handle) {
             manager_message::Message::LookFor(node.to_bytes().to_vec())
+        } else if let Some(addrs) = dispatcher.take_managers(&self.handle) {
+            let addrs = addrs.iter().map(ToString::to_string).collect();
+            manager_message::Message::Managers(Managers { addrs })
         } else if let Some(digests) = dispatcher.take_roots(&self.handle) {
             let digests = digests.iter().map(|digest| digest.to_vec()).collect();
             manager_message::Message::Roots(Roots { digests })

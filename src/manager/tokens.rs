@@ -109,8 +109,8 @@ impl Shared {
             (None, None) => None,
         };
         match token {
-            Some((Role::Worker, token)) => Ok((Role::Worker, token)),
-            Some((Role::Manager, _)) | None => {
+            Some(token) => Ok(token),
+            None => {
                 self.admission.note_wrong(source, Instant::now());
                 warn!(%source, "a join with a wrong token was refused");
                 Err(status::of_refusal(Refusal::TokenUnknown))

@@ -94,6 +94,11 @@ impl Trust {
         })
     }
 
+    /// Returns the key that opens the secrets, for another manager.
+    pub fn key_bytes(&self) -> &[u8; 32] {
+        self.key.bytes()
+    }
+
     /// Draws a cluster secret, sealed.
     ///
     /// # Errors

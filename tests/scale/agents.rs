@@ -12,6 +12,7 @@ use overlay::{
         certificate::Certificate,
         join::{self, Joined},
         link::{LinkTask, LookFor},
+        managers::Managers,
     },
     api::{
         JoinToken,
@@ -105,7 +106,7 @@ async fn join_all(
         let introduction = wire::introduction(&identity, &format!("a{number}"))?;
         let joined = join::join(addr, &token, &introduction).await;
         let joined = joined.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-        anyhow::Ok(Agent { number, joined, link: None })
+        anyhow::Ok(Agent { number, joined: joined.joined, link: None })
     };
     // A manager takes only so many connections without a certificate from one address.
     stream::iter(first..first + count).map(join).buffered(8).try_collect().await
@@ -165,7 +166,8 @@ impl Link {
         };
         let look_for: LookFor = Arc::new(|_, _| Box::pin(async { true }));
         let table = Table::empty(joined.node.id);
-        let link = LinkTask::new(manager, certificate, table, publish, look_for, channels);
+        let managers = Arc::new(Managers::new(manager, Vec::new()));
+        let link = LinkTask::new(managers, certificate, table, publish, look_for, channels);
         Ok(Self { task: tokio::spawn(link.run()), connected, revision, published })
     }
 }

@@ -141,7 +141,7 @@ impl Changer {
         let introduction = wire::introduction(&identity, "changer")?;
         let token: JoinToken = serving.token.parse()?;
         let joined = join::join(serving.addr, &token, &introduction).await.map_err(message)?;
-        Ok(Self { channel: channel(serving, &joined.credentials).await? })
+        Ok(Self { channel: channel(serving, &joined.joined.credentials).await? })
     }
 
     /// Makes an endpoint on a network and takes it away; returns the first of both.

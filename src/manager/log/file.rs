@@ -56,7 +56,7 @@ pub(super) struct Held {
 impl Held {
     /// Whether its owner decides alone: then all that is in the log is committed.
     pub fn is_alone(&self) -> bool {
-        let newest = self.kept.entries.values().rev().find_map(|entry| match &entry.payload {
+        let newest = self.kept.entries.values().rev().find_map(|(entry, _)| match &entry.payload {
             openraft::EntryPayload::Membership(membership) => Some(membership),
             openraft::EntryPayload::Blank | openraft::EntryPayload::Normal(_) => None,
         });
@@ -465,7 +465,7 @@ fn load_entries(
         }
         held.grown.entries += 1;
         held.grown.entry_bytes += record.value().len() as u64;
-        held.kept.entries.insert(index, entry);
+        held.kept.entries.insert(index, (entry, record.value().len()));
         wanted += 1;
     }
     let committed = match held.is_alone() {
@@ -475,7 +475,7 @@ fn load_entries(
     let first = held.replica.applied.map_or(0, |applied| applied.index + 1);
     let Held { kept, replica, .. } = held;
     if let Some(end) = committed.filter(|end| first < *end) {
-        for entry in kept.entries.range(first..end).map(|(_, entry)| entry.clone()) {
+        for entry in kept.entries.range(first..end).map(|(_, (entry, _))| entry.clone()) {
             // That a command was refused is a part of the log as well.
             let _ = replica.apply(entry, |_, _, _| {});
         }
@@ -569,7 +569,7 @@ mod tests {
         write(&made.database, |t| put_entries(t, &[(1, text.into())])).unwrap();
         let held = load(&made.database.begin_read().unwrap(), &made.path);
         let held = held.unwrap_or_else(|_| panic!("it is refused"));
-        assert_eq!(json(&held.kept.entries[&1]), text.as_bytes());
+        assert_eq!(json(&held.kept.entries[&1].0), text.as_bytes());
         assert_eq!(held.replica.made.state.revision(), 2);
     }
 

@@ -53,7 +53,7 @@ use self::{
 pub use self::{
     file::{LogFile, OpenError},
     network::{Alone, Answering, NotReached, Request, Response, Transport},
-    raft::{Answers, Batch},
+    raft::{Answers, Batch, SnapshotMeta, Vote},
     writer::Snapshots,
 };
 use crate::{
@@ -315,6 +315,56 @@ impl Log {
     /// Returns who leads, as far as this member knows.
     pub fn leader(&self) -> Option<NodeId> {
         self.common.raft.get().and_then(|raft| raft.metrics().borrow().current_leader)
+    }
+
+    /// Waits until somebody leads, as far as this member knows; `None` once the log has stopped.
+    pub async fn await_leader(&self) -> Option<NodeId> {
+        let mut metrics = self.common.raft.get()?.metrics();
+        let known = metrics
+            .wait_for(|metrics| metrics.running_state.is_err() || metrics.current_leader.is_some());
+        known.await.ok()?.current_leader
+    }
+
+    /// Waits until a manager has no say any more, as far as this member knows, or the log has stopped.
+    pub async fn await_without(&self, manager: NodeId) {
+        let Some(raft) = self.common.raft.get() else { return };
+        let mut metrics = raft.metrics();
+        let without = metrics.wait_for(|metrics| {
+            let mut voters = metrics.membership_config.voter_ids();
+            metrics.running_state.is_err() || voters.all(|voter| voter != manager)
+        });
+        // The sender lives as long as openraft.
+        let _ = without.await;
+    }
+
+    /// Waits until this manager leads and has applied all that was decided before.
+    ///
+    /// # Errors
+    /// The log has stopped.
+    pub async fn led(&self) -> Result<(), Stopped> {
+        self.await_leadership(true).await
+    }
+
+    /// Waits until this manager does not lead.
+    ///
+    /// # Errors
+    /// The log has stopped.
+    pub async fn not_led(&self) -> Result<(), Stopped> {
+        self.await_leadership(false).await
+    }
+
+    async fn await_leadership(&self, wanted: bool) -> Result<(), Stopped> {
+        let raft = self.common.raft.get().ok_or(Stopped::Ending)?;
+        let mut metrics = raft.metrics();
+        let leads = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            let applied = metrics.last_applied.map(|applied| applied.leader_id);
+            let own = applied.is_some_and(|leader| leader.term == metrics.current_term);
+            metrics.state.is_leader() && own
+        };
+        let changed =
+            metrics.wait_for(|metrics| metrics.running_state.is_err() || leads(metrics) == wanted);
+        let running = changed.await.is_ok_and(|metrics| metrics.running_state.is_ok());
+        running.then_some(()).ok_or_else(|| self.stopped())
     }
 
     fn not_changed(

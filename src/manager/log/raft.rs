@@ -24,9 +24,11 @@ openraft::declare_raft_types!(
 pub(super) type Raft = openraft::Raft<TypeConfig>;
 pub(super) type Entry = openraft::Entry<TypeConfig>;
 pub(super) type LogId = openraft::LogId<NodeId>;
-pub(super) type Vote = openraft::Vote<NodeId>;
+/// A member's vote.
+pub type Vote = openraft::Vote<NodeId>;
 pub(super) type StoredMembership = openraft::StoredMembership<NodeId, EmptyNode>;
-pub(super) type SnapshotMeta = openraft::SnapshotMeta<NodeId, EmptyNode>;
+/// What a snapshot is of.
+pub type SnapshotMeta = openraft::SnapshotMeta<NodeId, EmptyNode>;
 pub(super) type StorageError = openraft::StorageError<NodeId>;
 
 /// Marks the identifiers of batches.

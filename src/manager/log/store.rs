@@ -25,8 +25,8 @@ pub(super) struct Kept {
     pub committed: Option<LogId>,
     /// The last that is gone.
     pub purged: Option<LogId>,
-    /// Without a gap from the one behind `purged`.
-    pub entries: BTreeMap<u64, Entry>,
+    /// Without a gap from the one behind `purged`; with how many bytes each has in the file.
+    pub entries: BTreeMap<u64, (Entry, usize)>,
 }
 
 impl Kept {
@@ -67,7 +67,7 @@ impl RaftLogReader<TypeConfig> for Store {
         Ok(if empty {
             Vec::new()
         } else {
-            kept.entries.range(range).map(|(_, e)| e.clone()).collect()
+            kept.entries.range(range).map(|(_, (entry, _))| entry.clone()).collect()
         })
     }
 
@@ -77,13 +77,14 @@ impl RaftLogReader<TypeConfig> for Store {
         end: u64,
     ) -> Result<Vec<Entry>, StorageError> {
         let kept = self.kept();
-        let mut commands = 0;
-        let fits = |(_, entry): &(&u64, &Entry)| {
-            let before = commands;
-            commands += commands_of(entry);
-            before == 0 || commands <= MAX_COMMANDS
+        let mut bytes = 0;
+        let fits = |(_, (_, len)): &(&u64, &(Entry, usize))| {
+            let first = bytes == 0;
+            bytes += len;
+            first || bytes <= MAX_BYTES
         };
-        Ok(kept.entries.range(start..end).take_while(fits).map(|(_, e)| e.clone()).collect())
+        let entries = kept.entries.range(start..end).take_while(fits);
+        Ok(entries.map(|(_, (entry, _))| entry.clone()).collect())
     }
 }
 
@@ -92,7 +93,7 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let kept = self.kept();
-        let last = kept.entries.last_key_value().map(|(_, entry)| entry.log_id);
+        let last = kept.entries.last_key_value().map(|(_, (entry, _))| entry.log_id);
         Ok(LogState { last_purged_log_id: kept.purged, last_log_id: last.or(kept.purged) })
     }
 
@@ -133,8 +134,9 @@ impl RaftLogStorage<TypeConfig> for Store {
         {
             let mut kept = self.kept();
             for entry in entries {
-                written.push((entry.log_id.index, json(&entry)));
-                kept.entries.insert(entry.log_id.index, entry);
+                let (index, body) = (entry.log_id.index, json(&entry));
+                kept.entries.insert(index, (entry, body.len()));
+                written.push((index, body));
             }
         }
         let sent = self.writer.send(Op::Append { entries: written, flushed: Some(flushed) });
@@ -163,13 +165,5 @@ pub(super) fn json(of: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(of).expect("nothing in the log has keys but strings")
 }
 
-/// How many commands an entry has.
-fn commands_of(entry: &Entry) -> usize {
-    match &entry.payload {
-        openraft::EntryPayload::Normal(batch) => batch.commands.len(),
-        openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 0,
-    }
-}
-
-/// Commands sent to another member at once, unless one entry has more.
-const MAX_COMMANDS: usize = 1024;
+/// Entries sent to another member at once, in bytes, unless one has more.
+const MAX_BYTES: usize = 1 << 20;

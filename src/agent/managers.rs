@@ -1,0 +1,91 @@
+//! Where the managers are, as far as a node knows: the one that it talks to, and those to go to when
+//! that one is away or sends it on to the leader.
+
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+/// The managers' addresses.
+pub struct Managers {
+    /// Where this node joined, or its own manager: tried when all else is wrong.
+    home: SocketAddr,
+    current: Mutex<SocketAddr>,
+    known: watch::Sender<Vec<SocketAddr>>,
+}
+
+impl Managers {
+    /// Begins with `home`; `known` are those of an earlier process.
+    pub fn new(home: SocketAddr, known: Vec<SocketAddr>) -> Self {
+        Self { home, current: Mutex::new(home), known: watch::Sender::new(known) }
+    }
+
+    /// Returns the one to talk to.
+    pub fn current(&self) -> SocketAddr {
+        *self.locked()
+    }
+
+    /// Talks to another one from now on, whom a manager named.
+    pub fn go_to(&self, manager: SocketAddr) {
+        *self.locked() = manager;
+    }
+
+    /// The one that was tried is away: takes the next.
+    pub fn go_on(&self) {
+        let mut all = self.known.borrow().clone();
+        if !all.contains(&self.home) {
+            all.push(self.home);
+        }
+        let mut current = self.locked();
+        let place = all.iter().position(|addr| *addr == *current);
+        *current = all[place.map_or(0, |place| (place + 1) % all.len())];
+    }
+
+    /// Takes what a manager says of where all are.
+    pub fn handle_known(&self, addrs: Vec<SocketAddr>) {
+        let newer = |known: &mut Vec<SocketAddr>| {
+            let differs = *known != addrs && !addrs.is_empty();
+            if differs {
+                *known = addrs;
+            }
+            differs
+        };
+        self.known.send_if_modified(newer);
+    }
+
+    /// Follows what is known of where all are.
+    pub fn known(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.known.subscribe()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, SocketAddr> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_tried_in_turn_and_the_first_stays_known() {
+        let addr = |last: u16| SocketAddr::from(([192, 0, 2, 1], last));
+        let managers = Managers::new(addr(1), Vec::new());
+        managers.go_on();
+        assert_eq!(managers.current(), addr(1), "there is only one");
+        managers.handle_known(vec![addr(2), addr(3)]);
+        managers.handle_known(Vec::new());
+        let mut tried = Vec::new();
+        for _ in 0..6 {
+            managers.go_on();
+            tried.push(managers.current().port());
+        }
+        assert_eq!(tried, [2, 3, 1, 2, 3, 1]);
+        managers.go_to(addr(9));
+        assert_eq!(managers.current(), addr(9));
+        managers.go_on();
+        assert_eq!(managers.current(), addr(2), "whom nobody knows is followed by the first");
+    }
+}

@@ -1,0 +1,203 @@
+//! Makes those decide whom the state has as managers: the leader takes one in or out at a time, until
+//! the log's members are the state's. A new one has caught up before it decides.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::time::{sleep, timeout};
+use tonic::{Status, metadata::MetadataValue};
+use tracing::{info, warn};
+
+use super::{Shared, log::MembersError, status};
+use crate::{
+    api::{LEADER, proto::ManagerGift},
+    engine::cluster::{Command, State},
+    types::{Node, NodeId, NodeStatus, Role},
+};
+
+/// The task; may be aborted, and goes on from the state when it is started again.
+pub struct MembersTask {
+    shared: Arc<Shared>,
+}
+
+impl MembersTask {
+    /// Makes the task.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Changes members for as long as it is polled, which is while this manager leads.
+    pub async fn run(self) {
+        let log = &self.shared.log;
+        let mut progress = self.shared.dispatcher.progress();
+        loop {
+            progress.mark_unchanged();
+            let members = log.members();
+            match next(&members, &log.read(managers)) {
+                Some(next) => match log.set_members(next.clone()).await {
+                    Ok(()) => info!(managers = next.len(), "the managers that decide changed"),
+                    Err(MembersError::Stopped(_)) => return,
+                    Err(error) => {
+                        warn!(%error, "the managers that decide stay as they are");
+                        sleep(RETRY).await;
+                    }
+                },
+                None => {
+                    if progress.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Does something whenever this manager leads, for as long as it does; returns when the log stops.
+    pub(super) async fn while_leading<F: Future<Output = ()>>(
+        self: Arc<Self>,
+        act: impl Fn(Arc<Self>) -> F,
+    ) {
+        while self.log.led().await.is_ok() {
+            let not_led = self.log.not_led();
+            tokio::pin!(not_led);
+            let ended = tokio::select! {
+                ended = &mut not_led => ended,
+                () = act(self.clone()) => not_led.await,
+            };
+            if ended.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Refuses what only the leader does, and says where that is.
+    pub(super) async fn check_leads(&self) -> Result<(), Status> {
+        let mut leads = self.watch.leads();
+        let decided = async {
+            while self.log.await_leader().await == Some(self.node) {
+                if leads.wait_for(|leads| *leads).await.is_ok() {
+                    return true;
+                }
+            }
+            false
+        };
+        match timeout(LEADS_SOON, decided).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                let leader = self.log.leader().filter(|leader| *leader != self.node);
+                Err(elsewhere(leader.and_then(|leader| self.dispatcher.addresses().find(leader))))
+            }
+        }
+    }
+
+    /// Returns what makes a node's manager one of the cluster's.
+    pub(super) fn gift(&self) -> Result<ManagerGift, Status> {
+        let read = |state: &State| {
+            let secrets = serde_json::to_vec(state.secrets()?).ok()?;
+            let managers = managers(state).iter().map(|node| node.to_bytes().to_vec()).collect();
+            Some((secrets, managers))
+        };
+        let (secrets, managers) = self
+            .log
+            .read(read)
+            .context("the state holds no secrets")
+            .map_err(status::of_failure)?;
+        Ok(ManagerGift {
+            key: self.trust.key_bytes().to_vec(),
+            secrets,
+            certificate_life_s: self.settings.certificate_life.as_secs(),
+            managers,
+        })
+    }
+
+    /// Refuses to take a manager out without which the others could not decide.
+    pub(super) fn check_dispensable(&self, node: &Node) -> Result<(), Status> {
+        if node.role == Role::Worker {
+            return Ok(());
+        }
+        let (left, ready) = self.log.read(|state| {
+            let left =
+                state.nodes().filter(|other| other.role == Role::Manager && other.id != node.id);
+            let left: Vec<&Node> = left.collect();
+            let ready = |other: &&&Node| other.status == NodeStatus::Ready || other.id == self.node;
+            (left.len(), left.iter().filter(ready).count())
+        });
+        let name = &node.name;
+        if left == 0 {
+            return Err(Status::failed_precondition(format!(
+                "node {name} is the only manager; end the cluster with 'overlayctl leave --force' there"
+            )));
+        }
+        if ready <= left / 2 {
+            return Err(Status::failed_precondition(format!(
+                "without node {name} {ready} of {left} manager(s) would be ready, and more than half must be; bring one back first, or take out one that is down"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster; a manager has no say any more when this returns.
+    pub(super) async fn remove(&self, node: &Node) -> Result<(), Status> {
+        let removed = self.log.propose(Command::RemoveNode(node.id)).await;
+        removed.map_err(status::of_proposal)?;
+        self.watch.handle_removed(node.id);
+        if node.role == Role::Manager
+            && timeout(OUT_AFTER, self.log.await_without(node.id)).await.is_err()
+        {
+            warn!(node = %node.name, "a manager that was taken out still has a say");
+        }
+        Ok(())
+    }
+}
+
+fn elsewhere(leader: Option<std::net::SocketAddr>) -> Status {
+    let Some(leader) = leader else {
+        return Status::unavailable(
+            "no manager leads now, because more than half of them must be reached for that",
+        );
+    };
+    let mut status = Status::unavailable(format!("manager {leader} leads"));
+    if let Ok(value) = MetadataValue::try_from(leader.to_string()) {
+        status.metadata_mut().insert(LEADER, value);
+    }
+    status
+}
+
+/// The managers of a state.
+pub fn managers(state: &State) -> BTreeSet<NodeId> {
+    state.nodes().filter(|node| node.role == Role::Manager).map(|node| node.id).collect()
+}
+
+/// The members after the next change, if there is one to make.
+fn next(members: &BTreeSet<NodeId>, wanted: &BTreeSet<NodeId>) -> Option<BTreeSet<NodeId>> {
+    let mut next = members.clone();
+    if let Some(new) = wanted.difference(members).next() {
+        next.insert(*new);
+    } else if let Some(gone) = members.difference(wanted).next() {
+        next.remove(gone);
+    }
+    (next != *members && !next.is_empty()).then_some(next)
+}
+
+const RETRY: Duration = Duration::from_secs(1);
+/// Longer than an election takes, shorter than an agent waits for its stream to open.
+const LEADS_SOON: Duration = Duration::from_secs(2);
+/// Two entries of the log.
+const OUT_AFTER: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_taken_in_or_out_at_a_time_and_the_last_stays() {
+        let ids = |ids: &[u128]| ids.iter().map(|id| NodeId::from_u128(*id)).collect();
+        let next = |members: &[u128], wanted: &[u128]| next(&ids(members), &ids(wanted));
+        assert_eq!(next(&[1], &[1]), None);
+        assert_eq!(next(&[1], &[1, 2, 3]), Some(ids(&[1, 2])));
+        assert_eq!(next(&[1, 2], &[1, 3]), Some(ids(&[1, 2, 3])), "in before out");
+        assert_eq!(next(&[1, 2, 3], &[1, 3]), Some(ids(&[1, 3])));
+        assert_eq!(next(&[1], &[]), None);
+    }
+}

@@ -1,0 +1,304 @@
+//! The log's way between managers: calls over the same address and with the same certificates as all
+//! else. A manager is called by its node's id, and looked for where the state says that it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use futures_util::stream;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tracing::{info, warn};
+
+use super::{
+    Shared,
+    authority::CertificateKey,
+    log::{self, Answering, NotReached, Transport},
+    trust::Trust,
+};
+use crate::{
+    api::{
+        MAX_MESSAGE_BYTES, channel,
+        proto::{
+            self, ReplicationRequest, ReplicationResponse, replication_client::ReplicationClient,
+        },
+        tls::{self, Credentials},
+    },
+    engine::cluster::{Event, State},
+    types::{Node, NodeId, Role},
+};
+
+/// The service.
+pub struct Replication {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl proto::replication_server::Replication for Replication {
+    async fn call(
+        &self,
+        request: Request<ReplicationRequest>,
+    ) -> Result<Response<ReplicationResponse>, Status> {
+        self.check_caller(&request)?;
+        let request = request.into_inner();
+        self.check_target(&request.to)?;
+        self.answer(read(&request.body)?).await
+    }
+
+    async fn install(
+        &self,
+        request: Request<Streaming<ReplicationRequest>>,
+    ) -> Result<Response<ReplicationResponse>, Status> {
+        self.check_caller(&request)?;
+        let mut parts = request.into_inner();
+        let cut = || Status::data_loss("the snapshot is cut");
+        let head = parts.message().await?.ok_or_else(cut)?;
+        self.check_target(&head.to)?;
+        let Head { request, len, digest: wanted } = read(&head.body)?;
+        let log::Request::Snapshot(vote, meta, mut body) = request else {
+            return Err(Status::invalid_argument("this is no snapshot"));
+        };
+        while let Some(part) = parts.message().await? {
+            body.extend_from_slice(&part.body);
+            if body.len() > len {
+                return Err(cut());
+            }
+        }
+        if body.len() != len || digest(&SHA256, &body).as_ref() != wanted {
+            return Err(cut());
+        }
+        self.answer(log::Request::Snapshot(vote, meta, body)).await
+    }
+}
+
+impl Replication {
+    /// Refuses all but managers: those of the state, those that still decide until the others have
+    /// agreed that they do not, and those that took this one in as long as it has no state yet.
+    fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let Shared { log, greeted, .. } = &*self.shared;
+        let known = super::caller_of(request)?.node.is_some_and(|caller| {
+            let is_manager = log.read(|state| match state.nodes().next() {
+                Some(_) => state.node(caller).is_some_and(|node| node.role == Role::Manager),
+                None => greeted.contains(&caller),
+            });
+            is_manager || log.members().contains(&caller)
+        });
+        known
+            .then_some(())
+            .ok_or_else(|| Status::permission_denied("only managers of this cluster share its log"))
+    }
+
+    fn check_target(&self, to: &[u8]) -> Result<(), Status> {
+        let own = self.shared.node.to_bytes();
+        (to == own).then_some(()).ok_or_else(|| Status::not_found("another manager is here"))
+    }
+
+    async fn answer(&self, request: log::Request) -> Result<Response<ReplicationResponse>, Status> {
+        let answer = self.shared.log.handle(request).await;
+        Ok(Response::new(ReplicationResponse { body: json(&answer) }))
+    }
+}
+
+/// What goes before the parts of a snapshot.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    /// Without the state.
+    request: log::Request,
+    len: usize,
+    /// SHA-256 of the state.
+    digest: Vec<u8>,
+}
+
+/// Where managers are; whoever watches the state keeps it. One that the state has no more is still
+/// found, for it decides with the others until it has agreed that it does not.
+#[derive(Default)]
+pub struct Addresses(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    found: BTreeMap<NodeId, SocketAddr>,
+    current: BTreeSet<NodeId>,
+}
+
+impl Addresses {
+    /// Takes them all from a state.
+    pub fn adopt(&self, state: &State) {
+        let managers = state.nodes().filter(|node| node.role == Role::Manager);
+        let managers: Vec<&Node> = managers.collect();
+        let mut inner = self.locked();
+        inner.current = managers.iter().map(|node| node.id).collect();
+        inner.found.extend(managers.iter().map(|node| (node.id, node.advertise_addr)));
+    }
+
+    /// Takes what a command changed; tells whether they are not where they were.
+    pub fn handle_events(&self, state: &State, events: &[Event]) -> bool {
+        let is_known = |node: &NodeId| self.locked().current.contains(node);
+        let is_manager = |node| state.node(node).is_some_and(|node| node.role == Role::Manager);
+        let concerns = |event: &Event| match event {
+            Event::NodeRemoved(node) => is_known(node),
+            Event::NodeChanged(node) => is_manager(*node) || is_known(node),
+            Event::NodeStatusChanged(..)
+            | Event::NetworkChanged(_)
+            | Event::NetworkRemoved(_)
+            | Event::EndpointCreated(_)
+            | Event::EndpointRemoved(_)
+            | Event::SecretsChanged
+            | Event::RootsChanged => false,
+        };
+        let concerned = events.iter().any(concerns);
+        if concerned {
+            self.adopt(state);
+        }
+        concerned
+    }
+
+    /// Lists those of the state.
+    pub fn list(&self) -> Vec<SocketAddr> {
+        let inner = self.locked();
+        inner.current.iter().filter_map(|manager| inner.found.get(manager)).copied().collect()
+    }
+
+    /// Returns where a manager is.
+    pub fn find(&self, manager: NodeId) -> Option<SocketAddr> {
+        self.locked().found.get(&manager).copied()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ways to the other managers: a connection to each, made when it is needed.
+pub struct Ways {
+    own: NodeId,
+    trust: Arc<Trust>,
+    life: Duration,
+    addresses: Arc<Addresses>,
+    open: Mutex<BTreeMap<NodeId, (SocketAddr, Channel)>>,
+    /// Those that did not answer last, of which it was told.
+    away: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Ways {
+    /// Makes the ways of the manager on node `own`, whose certificates are valid for `life`.
+    pub fn new(own: NodeId, trust: Arc<Trust>, life: Duration, addresses: Arc<Addresses>) -> Self {
+        let (open, away) = (Mutex::default(), Mutex::default());
+        Self { own, trust, life, addresses, open, away }
+    }
+
+    async fn carry(
+        &self,
+        member: NodeId,
+        request: log::Request,
+    ) -> Result<log::Response, NotReached> {
+        let channel = self.channel(member).await?;
+        let mut client = ReplicationClient::new(channel);
+        client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let to = member.to_bytes().to_vec();
+        let answered = match request {
+            log::Request::Snapshot(vote, meta, body) => {
+                client.install(stream::iter(parts(to, vote, meta, body))).await
+            }
+            request => client.call(ReplicationRequest { to, body: json(&request) }).await,
+        };
+        let answered = answered.map_err(|status| {
+            self.locked().remove(&member);
+            NotReached(status.message().to_owned())
+        })?;
+        read(&answered.into_inner().body).map_err(|status| NotReached(status.message().to_owned()))
+    }
+
+    /// Tells once that a manager is away, and once that it is back.
+    fn note(&self, member: NodeId, why: Option<&NotReached>) {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => {
+                if away.insert(member) {
+                    warn!(manager = %member, error = %why, "another manager is away");
+                }
+            }
+            None => {
+                if away.remove(&member) {
+                    info!(manager = %member, "another manager is back");
+                }
+            }
+        }
+    }
+
+    async fn channel(&self, member: NodeId) -> Result<Channel, NotReached> {
+        let addr = self.addresses.find(member);
+        let addr = addr.ok_or_else(|| NotReached(format!("node {member} is no manager")))?;
+        if let Some((_, channel)) = self.locked().get(&member).filter(|(at, _)| *at == addr) {
+            return Ok(channel.clone());
+        }
+        let config = self.credentials().and_then(|own| Ok(tls::member_config(&own)?));
+        let config = config.map_err(|error| NotReached(format!("{error:#}")))?;
+        let channel = channel::to_manager(addr, Arc::new(config)).await;
+        let channel = channel.map_err(|error| NotReached(error.to_string()))?;
+        self.locked().insert(member, (addr, channel.clone()));
+        Ok(channel)
+    }
+
+    /// Certifies this manager: it can, and the node's own certificate is its agent's.
+    fn credentials(&self) -> anyhow::Result<Credentials> {
+        let authority = self.trust.authority();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let point = CertificateKey::of(&key);
+        let certificate = authority.issue(self.own, Role::Manager, point, self.life)?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        Ok(Credentials { certificate, key, roots: authority.roots() })
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<NodeId, (SocketAddr, Channel)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transport for Ways {
+    fn call(&self, member: NodeId, request: log::Request) -> Answering<'_> {
+        Box::pin(async move {
+            let carried = self.carry(member, request).await;
+            self.note(member, carried.as_ref().err());
+            carried
+        })
+    }
+}
+
+fn parts(
+    to: Vec<u8>,
+    vote: log::Vote,
+    meta: log::SnapshotMeta,
+    body: Vec<u8>,
+) -> impl Iterator<Item = ReplicationRequest> {
+    let head = Head {
+        request: log::Request::Snapshot(vote, meta, Vec::new()),
+        len: body.len(),
+        digest: digest(&SHA256, &body).as_ref().to_vec(),
+    };
+    let head = ReplicationRequest { to, body: json(&head) };
+    let parts = body.len().div_ceil(PART_BYTES);
+    let part = move |number: usize| {
+        let (from, to) = (number * PART_BYTES, body.len().min((number + 1) * PART_BYTES));
+        ReplicationRequest { to: Vec::new(), body: body[from..to].to_vec() }
+    };
+    std::iter::once(head).chain((0..parts).map(part))
+}
+
+fn json(of: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(of).expect("nothing between logs has keys but strings")
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Status> {
+    serde_json::from_slice(body).map_err(|error| {
+        Status::invalid_argument(format!("not understood: {error}; use the same overlayd"))
+    })
+}
+
+/// Well below what a message may have.
+const PART_BYTES: usize = 1 << 20;
