@@ -50,6 +50,7 @@ done
 say "$rounds kills of the leader; no pause of the traffic above $LONGEST_MS ms"
 
 # A container that starts now is known to all, whoever leads.
+for n in 1 2 3 4 5; do wait_until 10 connected $n; done
 container 3 c3 blue
 ping_from c1 "$(address c3 4)"
 ping_from c3 "$(address c2 4)"

@@ -77,6 +77,7 @@ impl Cluster {
             state_dir: self.folders.path().join("n1"),
             listen_addr: self.addr,
             node: self.first.node.id,
+            alone: false,
             credentials: self.first.credentials.clone(),
         }
     }
@@ -630,6 +631,7 @@ async fn a_manager_does_not_start_without_its_own_key_and_log() {
     let Cluster { manager, addr, first, folders, .. } = cluster;
     let folder = folders.path().join("n1/manager");
     let reopening = || Reopening {
+        alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: addr,
         node: first.node.id,
@@ -698,6 +700,7 @@ async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
     assert!(!folder.join("log.redb").exists(), "nothing is left");
     fs::rename(folders.path().join("away"), folder.join("log.redb")).unwrap();
     let reopening = Reopening {
+        alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: founded.listen_addr,
         node: founded.node.id,

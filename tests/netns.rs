@@ -194,6 +194,11 @@ fn managers_go_on_without_the_one_that_leads() {
 }
 
 #[test]
+fn the_last_of_three_managers_goes_on_alone() {
+    run("lost-managers.sh", &[]);
+}
+
+#[test]
 fn a_dead_node_is_down_and_a_blip_is_no_death() {
     run("alive.sh", &[]);
 }

@@ -122,13 +122,14 @@ impl Attachments {
         if let Some(interface) = &request.interface {
             check_interface(interface)?;
         }
+        let channel = self.manager.connected().await;
         let turn = self.turn.lock().await;
         // The cheap look before an address is spent; ids' starts are found out after.
         let named = |other: &&EndpointRecord| other.network.name.as_str() == request.network;
         if let Some(twice) = self.held_at(&target, namespace).iter().find(named) {
             return Err(twice.refusal());
         }
-        let mut client = AttachmentClient::new(self.manager.channel()?);
+        let mut client = AttachmentClient::new(channel?);
         let create = CreateEndpointRequest {
             network: request.network.clone(),
             name: request.name.clone(),

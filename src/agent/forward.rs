@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use super::Node;
 use crate::api::{
-    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES, STALE,
     proto::{
         BackupPart, BackupRequest, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
         FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
@@ -27,8 +27,28 @@ pub struct Forward {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Forward {
+    /// The way for a call that reads: to its own manager where that will do and nobody leads.
+    async fn reading<T>(
+        &self,
+        request: Request<T>,
+    ) -> Result<(ControlClient<Channel>, Request<T>), Status> {
+        let member = self.node.manager().await?;
+        let stale = request.metadata().get(STALE).cloned();
+        let channel = match (member.manager.channel(), &stale) {
+            (Err(_), Some(_)) => member.own_manager().await?,
+            (Err(_), None) => member.manager.connected().await?,
+            (Ok(channel), _) => channel,
+        };
+        let mut request = Request::new(request.into_inner());
+        if let Some(stale) = stale {
+            request.metadata_mut().insert(STALE, stale);
+        }
+        let client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok((client, request))
+    }
+
     async fn control(&self) -> Result<ControlClient<Channel>, Status> {
-        let channel = self.node.manager().await?.manager.channel()?;
+        let channel = self.node.manager().await?.manager.connected().await?;
         Ok(ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
     }
 }
@@ -36,14 +56,16 @@ impl Forward {
 #[tonic::async_trait]
 impl Control for Forward {
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
-        self.control().await?.list_nodes(request.into_inner()).await
+        let (mut control, request) = self.reading(request).await?;
+        control.list_nodes(request).await
     }
 
     async fn inspect_node(
         &self,
         request: Request<InspectNodeRequest>,
     ) -> Answer<InspectNodeResponse> {
-        self.control().await?.inspect_node(request.into_inner()).await
+        let (mut control, request) = self.reading(request).await?;
+        control.inspect_node(request).await
     }
 
     async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
@@ -83,14 +105,16 @@ impl Control for Forward {
         &self,
         request: Request<ListNetworksRequest>,
     ) -> Answer<ListNetworksResponse> {
-        self.control().await?.list_networks(request.into_inner()).await
+        let (mut control, request) = self.reading(request).await?;
+        control.list_networks(request).await
     }
 
     async fn find_network(
         &self,
         request: Request<FindNetworkRequest>,
     ) -> Answer<FindNetworkResponse> {
-        self.control().await?.find_network(request.into_inner()).await
+        let (mut control, request) = self.reading(request).await?;
+        control.find_network(request).await
     }
 
     async fn remove_network(
@@ -104,6 +128,7 @@ impl Control for Forward {
         &self,
         request: Request<ListEndpointsRequest>,
     ) -> Answer<ListEndpointsResponse> {
-        self.control().await?.list_endpoints(request.into_inner()).await
+        let (mut control, request) = self.reading(request).await?;
+        control.list_endpoints(request).await
     }
 }

@@ -63,7 +63,7 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
 
     /// Keeps the stream open for as long as it is polled.
     pub async fn run(mut self) {
-        let (mut failures, mut sent_on) = (0, 0);
+        let (mut failures, mut rounds, mut sent_on) = (0, 0, 0);
         loop {
             let manager = self.managers.current();
             let Err(error) = self.session().await;
@@ -79,10 +79,18 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
             warn!(%manager, error = format!("{error:#}"), "no manager");
             self.managers.go_on();
             sent_on = 0;
-            failures = if was_connected { 0 } else { failures + 1 };
+            if was_connected {
+                (failures, rounds) = (0, 0);
+                continue;
+            }
+            failures += 1;
             // At once to another one; all of them are away only after the last.
-            if failures >= self.managers.known().borrow().len().max(1) as u32 {
-                sleep(backoff(failures)).await;
+            if failures >= self.managers.known().borrow().len().max(1) {
+                (failures, rounds) = (0, rounds + 1);
+                tokio::select! {
+                    () = sleep(backoff(rounds)) => {}
+                    () = self.managers.hurried() => {}
+                }
             }
         }
     }

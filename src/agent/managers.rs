@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// The managers' addresses.
 pub struct Managers {
@@ -14,12 +14,14 @@ pub struct Managers {
     home: SocketAddr,
     current: Mutex<SocketAddr>,
     known: watch::Sender<Vec<SocketAddr>>,
+    hurry: Notify,
 }
 
 impl Managers {
     /// Begins with `home`; `known` are those of an earlier process.
     pub fn new(home: SocketAddr, known: Vec<SocketAddr>) -> Self {
-        Self { home, current: Mutex::new(home), known: watch::Sender::new(known) }
+        let (current, known) = (Mutex::new(home), watch::Sender::new(known));
+        Self { home, current, known, hurry: Notify::new() }
     }
 
     /// Returns the one to talk to.
@@ -30,6 +32,17 @@ impl Managers {
     /// Talks to another one from now on, whom a manager named.
     pub fn go_to(&self, manager: SocketAddr) {
         *self.locked() = manager;
+    }
+
+    /// Talks to another one at once, whoever was waited for.
+    pub fn hurry_to(&self, manager: SocketAddr) {
+        self.go_to(manager);
+        self.hurry.notify_one();
+    }
+
+    /// Waits until there is one to talk to at once.
+    pub async fn hurried(&self) {
+        self.hurry.notified().await;
     }
 
     /// The one that was tried is away: takes the next.

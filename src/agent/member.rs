@@ -31,6 +31,7 @@ use super::{
     renewal::RenewalTask,
 };
 use crate::{
+    api::channel,
     engine::membership::Table,
     types::{EndpointId, Node},
 };
@@ -47,6 +48,8 @@ pub struct Member {
     pub dataplane: Arc<Dataplane>,
     /// The endpoints of its containers.
     pub attachments: Arc<Attachments>,
+    /// Where the manager of this process is, if there is one.
+    own_manager: Option<SocketAddr>,
     identity: Identity,
     certificate: Arc<Certificate>,
     records: Records,
@@ -78,6 +81,22 @@ impl Manager {
                 self.addr()
             ))
         })
+    }
+
+    /// Returns the channel to the manager; while another one that leads is looked for, it waits.
+    ///
+    /// # Errors
+    /// None is found.
+    pub async fn connected(&self) -> Result<Channel, Status> {
+        let mut connected = self.connected.clone();
+        // A sender that is gone, or never sends, leaves what there is.
+        let _ = timeout(FOUND_WITHIN, connected.wait_for(Option::is_some)).await;
+        self.channel()
+    }
+
+    /// Talks to this manager at once, if to none now.
+    pub fn hurry_to(&self, manager: SocketAddr) {
+        self.managers.hurry_to(manager);
     }
 
     /// Tells whether the stream to the manager is open.
@@ -195,12 +214,14 @@ impl Member {
             current.clone(),
             docker,
         );
+        let own_manager = kept.record.own_manager();
         let member = Arc::new(Self {
             cluster: joined.cluster,
             node: joined.node,
             manager,
             dataplane,
             attachments: Arc::new(attachments),
+            own_manager,
             identity: kept.identity.clone(),
             certificate,
             records,
@@ -209,6 +230,17 @@ impl Member {
         });
         member.keep(kept, ended);
         Ok((member, link.run()))
+    }
+
+    /// Opens a channel to this node's own manager, whether or not it leads.
+    ///
+    /// # Errors
+    /// It has none, or that is not reached.
+    pub async fn own_manager(&self) -> Result<Channel, Status> {
+        let addr = self.own_manager;
+        let addr = addr.ok_or_else(|| Status::failed_precondition("this node has no manager"))?;
+        let opened = channel::to_manager(addr, self.certificate.config()).await;
+        opened.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     /// Starts to keep the certificate valid. The membership is on disk already.
@@ -344,6 +376,8 @@ fn save_table(records: &Records, table: &Table) {
     }
 }
 
+/// Longer than it takes to find another manager that leads.
+const FOUND_WITHIN: Duration = Duration::from_secs(4);
 /// How long a manager that took the node may take for the first snapshot.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 /// The whole table is written each time; what a start lacks of it comes with the stream.

@@ -24,7 +24,7 @@ use tokio::{
     net::{UdpSocket, lookup_host},
     sync::{Mutex, mpsc},
 };
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use super::{
@@ -34,7 +34,7 @@ use super::{
     docker::Docker,
     join::{self, Admitted, Introduction, Joined},
     member::{Kept, Member, Parts},
-    records::{MemberRecord, Records},
+    records::{MemberRecord, Records, own_manager},
 };
 use crate::{
     api::{
@@ -122,7 +122,8 @@ impl Node {
         let MemberRecord { cluster, node, manager, managers, listen_addr } = record;
         let (node, stop) = match listen_addr {
             Some(listen_addr) => {
-                let (reopened, stop) = self.open_manager(listen_addr, &node, &credentials).await?;
+                let (reopened, stop) =
+                    self.open_manager(listen_addr, &node, &credentials, false).await?;
                 (reopened.node, Some(stop))
             }
             None => (node, None),
@@ -148,11 +149,13 @@ impl Node {
         listen_addr: SocketAddr,
         node: &NodeRecord,
         credentials: &tls::Credentials,
+        alone: bool,
     ) -> anyhow::Result<(Reopened, StopManager)> {
         let reopening = Reopening {
             state_dir: self.options.state_dir.clone(),
             listen_addr,
             node: node.id,
+            alone,
             credentials: credentials.clone(),
         };
         (self.start_manager.open)(reopening).await.context("start the manager again")
@@ -225,11 +228,23 @@ impl Node {
         }
     }
 
-    /// Goes on with the cluster that this node manages, in a new epoch.
+    /// Goes on with the cluster that this node manages, in a new epoch: as its only manager, or as the
+    /// only one that is left.
     async fn start_epoch(&self) -> Result<InitResponse, Status> {
         let member = self.manager().await?;
-        let mut control = ControlClient::new(member.manager.channel()?);
-        channel::answer(control.start_epoch(StartEpochRequest {})).await?;
+        let started = match member.manager.channel() {
+            Ok(channel) => {
+                let start = StartEpochRequest {};
+                channel::answer(ControlClient::new(channel).start_epoch(start)).await.map(drop)
+            }
+            Err(status) => Err(status),
+        };
+        match started {
+            // Nobody leads, or not enough hear whoever does.
+            Err(status) if status.code() == Code::Unavailable => self.go_on_alone(&member).await?,
+            started => started?,
+        }
+        let mut control = ControlClient::new(member.manager.connected().await?);
         let token = JoinTokenRequest { role: proto::Role::Worker.into(), ..Default::default() };
         let token = channel::answer(control.join_token(token)).await?;
         Ok(InitResponse {
@@ -238,6 +253,30 @@ impl Node {
             worker_token: token.token,
             manager_addr: token.manager_addr,
         })
+    }
+
+    /// Starts this node's manager again, without the others.
+    async fn go_on_alone(&self, member: &Member) -> Result<(), Status> {
+        let mut life = self.life.lock().await;
+        let Life::Member(_, stop) = &mut *life else {
+            return Err(Status::aborted("this node left the cluster meanwhile"));
+        };
+        let recorded = self.records.member().map_err(refused)?;
+        let Some((record, credentials)) = recorded else {
+            return Err(Status::failed_precondition("the record of membership is gone"));
+        };
+        let Some(listen_addr) = record.listen_addr else {
+            return Err(Status::failed_precondition("this node has no manager"));
+        };
+        if let Some(stop) = stop.take() {
+            stop(Ending::Kept).await;
+        }
+        let opened = self.open_manager(listen_addr, &member.node, &credentials, true).await;
+        let (_, started) = opened.map_err(refused)?;
+        *stop = Some(started);
+        member.manager.hurry_to(own_manager(listen_addr, member.node.advertise_addr));
+        info!("goes on as the only manager");
+        Ok(())
     }
 
     /// Joins a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
@@ -585,15 +624,6 @@ fn unspecified(addr: SocketAddr) -> IpAddr {
     }
 }
 
-/// Where the manager of this process is reached from it.
-fn own_manager(listen: SocketAddr, advertised: SocketAddr) -> SocketAddr {
-    match listen.ip() {
-        ip if !ip.is_unspecified() => listen,
-        IpAddr::V4(_) if advertised.is_ipv6() => (Ipv4Addr::LOCALHOST, listen.port()).into(),
-        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(advertised.ip(), listen.port()),
-    }
-}
-
 fn listen_addr(text: &str) -> anyhow::Result<SocketAddr> {
     let (host, port) = address::split_port(text)?;
     let ip: IpAddr = host.parse().ok().with_context(|| {
@@ -663,18 +693,6 @@ const ENDED: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_own_manager_is_found_behind_every_listen_address() {
-        let check = |listen: &str, advertised: &str, wanted: &str| {
-            let manager = own_manager(listen.parse().unwrap(), advertised.parse().unwrap());
-            assert_eq!(manager.to_string(), wanted);
-        };
-        check("0.0.0.0:2377", "192.0.2.1:2377", "192.0.2.1:2377");
-        check("[::]:2377", "[2001:db8::1]:99", "[2001:db8::1]:2377");
-        check("127.0.0.1:5", "192.0.2.1:5", "127.0.0.1:5");
-        check("0.0.0.0:5", "[2001:db8::1]:5", "127.0.0.1:5");
-    }
 
     #[tokio::test]
     async fn outside_a_cluster_everything_names_the_way_in() {

@@ -11,7 +11,14 @@
 //! Each JSON file starts with a line of its format's version and the SHA-256 of the rest, so that a
 //! damaged one is never half believed.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, io::ErrorKind, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use aws_lc_rs::digest;
@@ -96,6 +103,22 @@ pub struct Interface {
     pub name: String,
     /// Its MTU in bytes.
     pub mtu: u16,
+}
+
+impl MemberRecord {
+    /// Returns where the manager of this process is reached from it, if there is one.
+    pub fn own_manager(&self) -> Option<SocketAddr> {
+        self.listen_addr.map(|listen| own_manager(listen, self.node.advertise_addr))
+    }
+}
+
+/// Where a manager is reached from its own process that listens at one address and says another.
+pub fn own_manager(listen: SocketAddr, advertised: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        ip if !ip.is_unspecified() => listen,
+        IpAddr::V4(_) if advertised.is_ipv6() => (Ipv4Addr::LOCALHOST, listen.port()).into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(advertised.ip(), listen.port()),
+    }
 }
 
 impl Records {
@@ -370,6 +393,18 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_own_manager_is_found_behind_every_listen_address() {
+        let check = |listen: &str, advertised: &str, wanted: &str| {
+            let manager = own_manager(listen.parse().unwrap(), advertised.parse().unwrap());
+            assert_eq!(manager.to_string(), wanted);
+        };
+        check("0.0.0.0:2377", "192.0.2.1:2377", "192.0.2.1:2377");
+        check("[::]:2377", "[2001:db8::1]:99", "[2001:db8::1]:2377");
+        check("127.0.0.1:5", "192.0.2.1:5", "127.0.0.1:5");
+        check("0.0.0.0:5", "[2001:db8::1]:5", "127.0.0.1:5");
+    }
     use crate::types::{Encap, NetworkId, NodeId};
 
     fn records() -> (tempfile::TempDir, Records) {

@@ -58,6 +58,8 @@ pub struct Reopening {
     pub listen_addr: SocketAddr,
     /// The node that it runs on.
     pub node: NodeId,
+    /// The other managers are lost: it goes on without them, in a new epoch.
+    pub alone: bool,
     /// What the manager shows of itself: the node's own.
     pub credentials: super::tls::Credentials,
 }

@@ -68,6 +68,9 @@ pub const HEARTBEATS: std::ops::RangeInclusive<std::time::Duration> =
 /// In a refusal, as metadata: where the manager is that does it.
 pub const LEADER: &str = "overlay-leader";
 
+/// With a call that reads, as metadata: what the manager has will do, even if it is cut off.
+pub const STALE: &str = "overlay-stale";
+
 /// After how long a silence either side takes the stream as closed: three heartbeats, so that one
 /// lost to a busy machine costs nothing.
 pub fn silence(heartbeat: std::time::Duration) -> std::time::Duration {

@@ -7,23 +7,33 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Request, Response, Status, metadata::MetadataValue, transport::Channel};
 
 use super::Failure;
 use crate::api::{
-    MAX_MESSAGE_BYTES, channel,
+    MAX_MESSAGE_BYTES, STALE, channel,
     proto::{control_client::ControlClient, local_client::LocalClient},
 };
 
 /// Opens channels to one node.
 pub struct Client {
     socket: PathBuf,
+    stale: bool,
 }
 
 impl Client {
-    /// Makes a client of the node that serves the socket.
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    /// Makes a client of the node that serves the socket; `stale` is whether it may read what is old.
+    pub fn new(socket: PathBuf, stale: bool) -> Self {
+        Self { socket, stale }
+    }
+
+    /// Makes the request of a call that reads.
+    pub fn reading<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if self.stale {
+            request.metadata_mut().insert(STALE, MetadataValue::from_static("1"));
+        }
+        request
     }
 
     /// Opens the node's own service.
@@ -85,7 +95,7 @@ mod tests {
     use super::*;
 
     async fn check(socket: PathBuf, why: &str) {
-        let failure = Client::new(socket.clone()).local().await.unwrap_err();
+        let failure = Client::new(socket.clone(), false).local().await.unwrap_err();
         assert_eq!(failure.to_string(), format!("open {}: {why}", socket.display()));
     }
 
@@ -109,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_is_not_permitted_is_named() {
-        let client = Client::new("/run/x.sock".into());
+        let client = Client::new("/run/x.sock".into(), false);
         let failure = client.failure(&ErrorKind::PermissionDenied.into());
         assert_eq!(
             failure.to_string(),

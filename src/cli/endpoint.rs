@@ -66,7 +66,8 @@ async fn cluster(
     network: Option<String>,
 ) -> Result<Vec<EndpointView>, Failure> {
     let request = ListEndpointsRequest { network };
-    let listed = answer(what, client.control().await?.list_endpoints(request)).await?;
+    let listed =
+        answer(what, client.control().await?.list_endpoints(client.reading(request))).await?;
     let mut own: BTreeMap<String, EndpointView> =
         own(client, what, None).await?.into_iter().map(|view| (view.id.clone(), view)).collect();
     let views = EndpointView::all(listed)?.into_iter();

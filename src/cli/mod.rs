@@ -38,6 +38,9 @@ pub struct Cli {
     /// Print one JSON value instead of a table
     #[arg(long, global = true)]
     json: bool,
+    /// List and inspect what this node's manager has, even if it is cut off from the others
+    #[arg(long, global = true)]
+    stale: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -96,7 +99,7 @@ impl Cli {
     /// Does what the command line says.
     pub async fn run(self) -> ExitCode {
         let format = if self.json { Format::Json } else { Format::Table };
-        let client = Client::new(self.socket);
+        let client = Client::new(self.socket, self.stale);
         match execute(self.command, &client, format).await {
             Ok(code) => code,
             Err(failure) => {

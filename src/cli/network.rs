@@ -97,7 +97,9 @@ impl Create {
 
 async fn list(client: &Client, format: Format) -> Result<(), Failure> {
     let request = ListNetworksRequest {};
-    let listed = answer("list networks", client.control().await?.list_networks(request)).await?;
+    let listed =
+        answer("list networks", client.control().await?.list_networks(client.reading(request)))
+            .await?;
     let views = views(listed.networks)?;
     show(format, &views, || table(&views).text())
 }
@@ -106,10 +108,10 @@ async fn inspect(client: &Client, format: Format, network: String) -> Result<(),
     let what = format!("inspect network {network}");
     let mut control = client.control().await?;
     let find = FindNetworkRequest { reference: network };
-    let found = answer(&what, control.find_network(find)).await?;
+    let found = answer(&what, control.find_network(client.reading(find))).await?;
     let network = found.network.ok_or_else(|| Failure::bent(&what))?;
     let list = ListEndpointsRequest { network: Some(network.name.clone()) };
-    let listed = answer(&what, control.list_endpoints(list)).await?;
+    let listed = answer(&what, control.list_endpoints(client.reading(list))).await?;
     let view =
         Inspection { network: NetworkView::new(network)?, endpoints: EndpointView::all(listed)? };
     show(format, &view, || view.text())

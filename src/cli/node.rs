@@ -153,7 +153,8 @@ async fn resolved(client: &Client, node: String) -> Result<String, Failure> {
 async fn inspect(client: &Client, node: &str, format: Format) -> Result<(), Failure> {
     let what = format!("inspect node {node}");
     let request = InspectNodeRequest { reference: resolved(client, node.to_owned()).await? };
-    let inspected = answer(&what, client.control().await?.inspect_node(request)).await?;
+    let inspected =
+        answer(&what, client.control().await?.inspect_node(client.reading(request))).await?;
     let view = Inspected::new(inspected)?;
     show(format, &view, || view.text())
 }
@@ -251,7 +252,9 @@ impl Inspected {
 
 async fn list(client: &Client, format: Format) -> Result<(), Failure> {
     let what = "list nodes";
-    let listed = answer(what, client.control().await?.list_nodes(ListNodesRequest {})).await?;
+    let listed =
+        answer(what, client.control().await?.list_nodes(client.reading(ListNodesRequest {})))
+            .await?;
     let info = answer(what, client.local().await?.info(InfoRequest {})).await?;
     let own = info.member.and_then(|member| member.node).map(|node| node.id);
     let rows = rows(listed, own.as_deref())?;

@@ -10,10 +10,12 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use super::{Shared, manager_key::ManagerKey, random, recovery::Recovery, status};
+use super::{
+    Shared, log::ProposeError, manager_key::ManagerKey, random, recovery::Recovery, status,
+};
 use crate::{
     api::{
-        Malformed,
+        Malformed, STALE,
         backup::section,
         parse_list, parse_text,
         proto::{
@@ -41,7 +43,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl proto::control_server::Control for Control {
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let nodes = self.shared.log.read(|state| state.nodes().map(Into::into).collect());
         let leader = self.shared.log.leader();
         let leader = leader.map(|leader| leader.to_bytes().to_vec()).unwrap_or_default();
@@ -54,7 +56,7 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<InspectNodeRequest>,
     ) -> Answer<InspectNodeResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let (shared, reference) = (&self.shared, request.into_inner().reference);
         let inspected = shared.log.read(|state| {
             let node = state.find_node(&reference)?;
@@ -128,8 +130,17 @@ impl proto::control_server::Control for Control {
     }
 
     async fn start_epoch(&self, request: Request<StartEpochRequest>) -> Answer<StartEpochResponse> {
-        self.own_node(&request)?;
         let shared = &self.shared;
+        let others = shared.log.members().len() - 1;
+        if others > 0 {
+            return Err(match shared.log.is_confirmed().await {
+                true => Status::failed_precondition(format!(
+                    "{others} other manager(s) decide with this one; use 'overlayctl leave' there, or end them if they are to be given up"
+                )),
+                false => status::of_proposal(ProposeError::NoLeader),
+            });
+        }
+        self.own_node(&request)?;
         shared.log.propose(Command::StartEpoch).await.map_err(status::of_proposal)?;
         if shared.log.read(|state| shared.recovery.begin(state)) {
             shared.spawn(Recovery::run(shared.clone()));
@@ -191,7 +202,7 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<ListNetworksRequest>,
     ) -> Answer<ListNetworksResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let networks = self.shared.log.read(|state| state.networks().map(Into::into).collect());
         Ok(Response::new(ListNetworksResponse { networks }))
     }
@@ -200,7 +211,7 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<FindNetworkRequest>,
     ) -> Answer<FindNetworkResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let network = self.shared.network(&request.into_inner().reference)?;
         Ok(Response::new(FindNetworkResponse { network: Some((&network).into()) }))
     }
@@ -220,7 +231,7 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<ListEndpointsRequest>,
     ) -> Answer<ListEndpointsResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let network = request.into_inner().network;
         self.shared.log.read(|state| list_endpoints(state, network.as_deref())).map(Response::new)
     }
@@ -233,6 +244,14 @@ impl Control {
             true => Ok(()),
             false => Err(Status::permission_denied("run this on the manager's own node")),
         }
+    }
+
+    /// Refuses all but managers, and waits until what is read is no older than the call, unless that will do.
+    async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        if !request.metadata().contains_key(STALE) {
+            self.shared.log.catch_up().await.map_err(status::of_proposal)?;
+        }
+        self.manager(request).map(drop)
     }
 
     fn find_node(&self, reference: &str) -> Result<Node, Status> {

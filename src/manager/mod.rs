@@ -53,7 +53,7 @@ use self::{
     dispatch::Dispatcher,
     listener::{Caller, Connection, ListenerTask},
     liveness::{LivenessTask, NodeWatch},
-    log::{Log, LogFile, Member, Snapshots, StartError, Transport, Watch},
+    log::{Log, LogFile, Member, OpenError, Snapshots, StartError, Transport, Watch},
     manager_key::ManagerKey,
     members::MembersTask,
     recovery::Recovery,
@@ -214,7 +214,7 @@ impl Manager {
     /// The address cannot be listened on; the log or the manager's key is missing, damaged, or not
     /// of this node's cluster. All of it is left as it is.
     pub async fn open(reopening: Reopening) -> anyhow::Result<(Self, Reopened)> {
-        let Reopening { state_dir, listen_addr, node, credentials } = reopening;
+        let Reopening { state_dir, listen_addr, node, alone, credentials } = reopening;
         let listener = listen(listen_addr, "end what has it, then start overlayd again").await?;
         let listen_addr = listener.local_addr()?;
         let folder = folder(&state_dir);
@@ -222,7 +222,14 @@ impl Manager {
         // Reading and checking all of it keeps a thread busy for a while.
         let file = {
             let path = path.clone();
-            tokio::task::spawn_blocking(move || LogFile::open(&path)).await??
+            tokio::task::spawn_blocking(move || {
+                let mut file = LogFile::open(&path)?;
+                if alone {
+                    file.force_alone(node)?;
+                }
+                Ok::<_, OpenError>(file)
+            })
+            .await??
         };
         let path = path.display();
         let (Some(settings), Some(secrets)) = (file.state().cluster(), file.state().secrets())
@@ -243,6 +250,9 @@ impl Manager {
         dispatcher.adopt(file.state());
         let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
         let log = start_log(file, node.id, false, dispatcher.clone(), ways).await?;
+        if alone {
+            forget_others(&log, node.id).await?;
+        }
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let settings = Settings { cluster, data_port, certificate_life: life };
         let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, &[])?;
@@ -474,6 +484,16 @@ fn remove(folder: &Path) {
     if let Err(error) = fs::remove_dir_all(folder) {
         warn!(%error, "{} is still there; remove it", folder.display());
     }
+}
+
+/// Begins a new epoch without the other managers, which are lost.
+async fn forget_others(log: &Log, own: NodeId) -> anyhow::Result<()> {
+    log.propose(Command::StartEpoch).await?;
+    for other in log.read(members::managers).into_iter().filter(|other| *other != own) {
+        log.propose(Command::RemoveNode(other)).await?;
+        warn!(manager = %other, "a manager that is lost was taken out");
+    }
+    Ok(())
 }
 
 /// The node that founds a cluster.

@@ -305,3 +305,57 @@ async fn members_change_while_others_write() {
     holds_all(&managers.log(1).read(State::clone), &made);
     assert!(!made.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_is_no_older_than_the_question() {
+    let managers = Managers::three().await;
+    for id in 0..60u128 {
+        let (writer, reader) = (managers.log(id % 3 + 1), managers.log((id + 1) % 3 + 1));
+        let (revision, _) = writer.propose(network(100 + id)).await.unwrap();
+        reader.catch_up().await.unwrap();
+        let read = reader.read(|state| state.revision());
+        assert!(read >= revision, "{read} was read after {revision} was acknowledged");
+    }
+
+    // A leader that is cut off may still hold itself for one: it reads nothing.
+    managers.cut_off(1);
+    assert_eq!(managers.log(1).catch_up().await.unwrap_err(), ProposeError::NoLeader);
+    assert!(!managers.log(1).is_confirmed().await);
+    let leader = managers.leader_of(&[2, 3]).await;
+    managers.log(5 - leader).catch_up().await.unwrap();
+    assert!(managers.log(leader).is_confirmed().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_three_goes_on_alone_with_all_that_it_has() {
+    let managers = Managers::three().await;
+    for id in 100..150 {
+        managers.log(2).propose(network(id)).await.unwrap();
+    }
+    managers.settled().await;
+    managers.kill(1);
+    managers.kill(2);
+    let disk = managers.kill(3);
+    let path = Path::new("log.redb");
+    let mut file = LogFile::open_on(disk.clone(), path).unwrap();
+    file.force_alone(NodeId::from_u128(3)).unwrap();
+    holds_all(file.state(), &(100..150).collect::<Vec<_>>());
+    drop(file);
+
+    managers.start(3, &disk, false).await;
+    let log = managers.log(3);
+    assert_eq!(log.members(), ids(&[3]));
+    log.propose(network(150)).await.unwrap();
+    // Another can join it, and is given the state.
+    let replaced = managers.start(4, &Disk::default(), true).await;
+    log.set_members(ids(&[3, 4])).await.unwrap();
+    managers.log(4).propose(network(151)).await.unwrap();
+    let state = managers.settled().await;
+    assert_eq!(replaced.load(SeqCst), 1);
+    holds_all(&state, &(100..152).collect::<Vec<_>>());
+
+    // It stays so after the next start.
+    let disk = managers.kill(3);
+    let file = LogFile::open_on(disk, path).unwrap();
+    holds_all(file.state(), &(100..151).collect::<Vec<_>>());
+}

@@ -27,6 +27,7 @@ pub async fn run(folder: &str) -> anyhow::Result<()> {
         Ok(kept) => {
             let kept: Kept = serde_json::from_slice(&kept)?;
             let (manager, _) = Manager::open(Reopening {
+                alone: false,
                 state_dir: folder.to_owned(),
                 listen_addr: kept.serving.addr,
                 node: kept.node,

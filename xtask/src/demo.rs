@@ -2,11 +2,14 @@
 
 use std::{
     process::{Command, ExitCode},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
+
 use crate::{
-    lab::{self, Lab, Offloads, Underlay, manager},
+    lab::{self, Lab, Offloads, Process, Underlay, manager},
     process::{self, complain, say, shown},
     signals, system, traffic,
     workspace::Programs,
@@ -24,7 +27,21 @@ pub struct Args {
     /// Use the programs in the release folder (or in the folder that OVERLAY_BIN names) as they are
     #[arg(long)]
     no_build: bool,
+    /// How many of the nodes are managers; with 3, the one that leads is killed, and the others go on
+    #[arg(long, default_value_t = 1, value_name = "1|3", value_parser = managers)]
+    managers: usize,
 }
+
+fn managers(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("use 1 or 3".to_owned()),
+    }
+}
+
+/// How long the others may take to go on.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Shows it; what was made goes with the lab at the end of the scope, however that is reached.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -36,10 +53,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let name = format!("demo-{}", std::process::id());
     let mut demo = Demo { lab: Lab::lay(&name, 3, Underlay::Ipv4, Offloads::On)?, programs };
-    demo.cluster()?;
+    let first = demo.cluster(args.managers)?;
     demo.containers()?;
     demo.traffic()?;
     demo.look()?;
+    if args.managers > 1 {
+        demo.go_on_without(first)?;
+    }
     complain(format_args!("\nall of this took {:.1} s", start.elapsed().as_secs_f64()));
     signals::check()?;
     if args.keep {
@@ -57,22 +77,48 @@ struct Demo {
 }
 
 impl Demo {
-    fn cluster(&mut self) -> anyhow::Result<()> {
+    /// Makes the cluster; returns the daemon of the first node, which leads it.
+    fn cluster(&mut self, managers: usize) -> anyhow::Result<Process> {
         say("# Three hosts; here each is a network namespace with one underlay address.");
-        for (node, address) in self.lab.nodes() {
+        let nodes = self.lab.nodes();
+        let mut daemons = Vec::new();
+        for (node, address) in &nodes {
             say(format_args!("{node}$ overlayd &        # {address}"));
-            self.lab.start(&node, &self.programs)?;
+            daemons.push(self.lab.start(node, &self.programs)?);
         }
         say("\n# The first makes the cluster, the others join it by its token.");
         self.overlayctl("n1", &["init", "--name", "n1"])?;
+        let role = if managers > 1 { "manager" } else { "worker" };
         let mut token = self.lab.overlayctl(&self.programs, "n1");
-        let token = process::output(token.args(["join-token", "worker", "-q"]))?;
-        let nodes = self.lab.nodes();
+        let token = process::output(token.args(["join-token", role, "-q"]))?;
         let manager = manager(&nodes[0].1);
         for (node, _) in &nodes[1..] {
             self.overlayctl(node, &["join", "--token", token.trim(), &manager, "--name", node])?;
         }
-        Ok(())
+        Ok(daemons[0])
+    }
+
+    /// Kills the daemon that leads, and shows that the others decide and forward as before.
+    fn go_on_without(&self, leader: Process) -> anyhow::Result<()> {
+        say("\n# All three are managers. The one that leads is killed:");
+        say("n1$ kill -9 $(pidof overlayd)");
+        let killed = Instant::now();
+        leader.signal(Signal::KILL);
+        let deadline = killed + PATIENCE;
+        loop {
+            let mut create = self.lab.overlayctl(&self.programs, "n2");
+            match process::output(create.args(["network", "create", "red"])) {
+                Ok(_) => break,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+            signals::check()?;
+        }
+        say("n2$ overlayctl network create red");
+        say(format_args!("# done, {:.1} s after the kill", killed.elapsed().as_secs_f64()));
+        self.overlayctl("n3", &["node", "ls"])?;
+        let second = self.lab.address("c2", Underlay::Ipv4)?.to_string();
+        self.shell("c3", &["ping", "-c", "3", "-i", "0.2", "-W", "2", &second])
     }
 
     fn containers(&mut self) -> anyhow::Result<()> {

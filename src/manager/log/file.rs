@@ -154,6 +154,33 @@ impl LogFile {
         Ok(made)
     }
 
+    /// Makes a manager decide alone from here on, with all that is in the log: also with what the others
+    /// never agreed to, of which nobody can say any more whether they did.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn force_alone(&mut self, manager: NodeId) -> Result<(), OpenError> {
+        let Held { kept, replica, grown, .. } = &mut self.held;
+        let first = replica.applied.map_or(0, |applied| applied.index + 1);
+        for (entry, _) in std::mem::take(&mut kept.entries).split_off(&first).into_values() {
+            let _ = replica.apply(entry, |_, _, _| {});
+        }
+        let last = replica.applied;
+        let alone = Membership::new(vec![BTreeSet::from([manager])], None);
+        replica.membership = StoredMembership::new(last, alone);
+        (kept.purged, kept.committed) = (last, last);
+        let meta = machine::meta(last, replica.membership.clone());
+        let body = json(&replica.made);
+        *grown = Grown { snapshot_bytes: body.len() as u64, ..Grown::default() };
+        let written = write(&self.database, |transaction| {
+            remove_entries(transaction, ..)?;
+            put_meta(transaction, Meta::Purged, &json(&last))?;
+            put_meta(transaction, Meta::Committed, &json(&last))?;
+            put_snapshot(transaction, &meta, &body)
+        });
+        written.map_err(|error| open_error(&self.path, error))
+    }
+
     /// Makes the log that of a manager, if nobody has taken it yet: of one that decides alone, or of
     /// one that joins others and hears from them who they are.
     ///

@@ -33,12 +33,12 @@ use std::{
 
 use openraft::{
     EmptyNode, RaftMetrics, Snapshot,
-    error::{ClientWriteError, RaftError},
+    error::{CheckIsLeaderError, ClientWriteError, RaftError},
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use self::{
@@ -99,6 +99,7 @@ struct Common {
     path: PathBuf,
     replica: RwLock<Replica>,
     stopped: OnceLock<Stopped>,
+    transport: Arc<dyn Transport>,
     /// Set once the log has started.
     raft: OnceLock<Raft>,
 }
@@ -128,7 +129,7 @@ pub enum ProposeError {
     Stopped(#[from] Stopped),
     /// Nobody leads. Whether this command comes to be is not known.
     #[error(
-        "no manager leads now, because more than half of them must be reached for that; look at them with 'overlayctl node ls' and ask again"
+        "no manager leads now, because more than half of them must be reached for that; look at them with 'overlayctl node ls --stale' and ask again"
     )]
     NoLeader,
     /// No command is that large.
@@ -193,7 +194,9 @@ impl Log {
         let alone = file.held.is_alone();
         let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
-        let common = Arc::new(Common { path, replica, stopped, raft: OnceLock::new() });
+        let raft = OnceLock::new();
+        let common =
+            Arc::new(Common { path, replica, stopped, transport: transport.clone(), raft });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
@@ -281,6 +284,11 @@ impl Log {
                     Err(error) => refused(&error),
                 }
             }
+            Request::ReadIndex => match timeout(CONFIRMED_WITHIN, raft.get_read_log_id()).await {
+                Ok(Ok((read, _))) => Response::ReadIndex(read.map(|read| read.index)),
+                Ok(Err(error)) => refused(&error),
+                Err(late) => refused(&late),
+            },
             Request::Propose(batch) => match raft.client_write(batch).await {
                 Ok(written) => Response::Proposed(written.log_id.index, written.data),
                 Err(error) => refused(&error),
@@ -315,6 +323,51 @@ impl Log {
     /// Returns who leads, as far as this member knows.
     pub fn leader(&self) -> Option<NodeId> {
         self.common.raft.get().and_then(|raft| raft.metrics().borrow().current_leader)
+    }
+
+    /// Waits until this member has applied all that was decided when it was asked, so that what is read
+    /// then is no older: by the leader's read index, which others confirm (Raft, section 6.4).
+    ///
+    /// # Errors
+    /// Nobody leads, or the log is stopped.
+    pub async fn catch_up(&self) -> Result<(), ProposeError> {
+        let raft = self.common.raft.get().ok_or(Stopped::Ending)?;
+        let read = timeout(CAUGHT_UP_WITHIN, self.read_index(raft)).await;
+        let Some(index) = read.map_err(|_| ProposeError::NoLeader)?? else { return Ok(()) };
+        let wait = raft.wait(Some(CAUGHT_UP_WITHIN));
+        let applied = wait.applied_index_at_least(Some(index), "to read").await;
+        applied.map(drop).map_err(|_| ProposeError::NoLeader)
+    }
+
+    async fn read_index(&self, raft: &Raft) -> Result<Option<u64>, ProposeError> {
+        let mut metrics = raft.metrics();
+        loop {
+            metrics.mark_unchanged();
+            match raft.get_read_log_id().await {
+                Ok((read, _)) => return Ok(read.map(|read| read.index)),
+                Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
+                    if let Some(leader) = to.leader_id
+                        && let Ok(Response::ReadIndex(index)) =
+                            self.common.transport.call(leader, Request::ReadIndex).await
+                    {
+                        return Ok(index);
+                    }
+                }
+                Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {}
+                Err(RaftError::Fatal(_)) => return Err(self.stopped().into()),
+            }
+            // Until there is another leader; one that was only just busy is asked again soon.
+            tokio::select! {
+                changed = metrics.changed() => changed.map_err(|_| self.stopped())?,
+                () = sleep(raft::HEARTBEAT) => {}
+            }
+        }
+    }
+
+    /// Whether this manager leads, and more than half of the members just said so.
+    pub async fn is_confirmed(&self) -> bool {
+        let Some(raft) = self.common.raft.get() else { return false };
+        matches!(timeout(CONFIRMED_WITHIN, raft.get_read_log_id()).await, Ok(Ok(_)))
     }
 
     /// Waits until somebody leads, as far as this member knows; `None` once the log has stopped.
@@ -435,3 +488,7 @@ const MAX_COMMAND_BYTES: usize = 256 << 10;
 const LEADS_AFTER: Duration = Duration::from_secs(10);
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
+/// Members that are there answer within milliseconds.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
+/// Longer than it takes to find another leader, shorter than callers wait.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(4);

@@ -27,6 +27,8 @@ pub enum Request {
     Snapshot(Vote, SnapshotMeta, Vec<u8>),
     /// As the leader, to put a batch into the log.
     Propose(Batch),
+    /// As the leader, how far the log is decided, once others have confirmed that it leads.
+    ReadIndex,
 }
 
 /// What the other one says.
@@ -40,6 +42,8 @@ pub enum Response {
     Snapshot(SnapshotResponse<NodeId>),
     /// To [`Request::Propose`]: the entry's index, and what came of each command.
     Proposed(u64, Answers),
+    /// To [`Request::ReadIndex`]: the index of the last entry, if there is one.
+    ReadIndex(Option<u64>),
     /// It does not do it: it is stopped, or does not lead.
     Refused(String),
 }

@@ -10,7 +10,7 @@ use redb::backends::InMemoryBackend;
 use tokio::sync::Notify;
 
 use super::{
-    Common, LogFile, Snapshots, Watch,
+    Alone, Common, LogFile, Snapshots, Watch,
     machine::Machine,
     raft::{StorageError, TypeConfig},
     store::Store,
@@ -55,6 +55,7 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
             path,
             replica: RwLock::new(held.replica),
             stopped: OnceLock::new(),
+            transport: Arc::new(Alone),
             raft: OnceLock::new(),
         });
         let due = Arc::new(Notify::new());
