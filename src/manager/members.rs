@@ -34,7 +34,7 @@ impl MembersTask {
             progress.mark_unchanged();
             let members = log.members();
             match next(&members, &log.read(managers)) {
-                Some(next) => match log.set_members(next.clone()).await {
+                Some(next) => match self.change(&next).await {
                     Ok(()) => info!(managers = next.len(), "the managers that decide changed"),
                     Err(MembersError::Stopped(_)) => return,
                     Err(error) => {
@@ -48,6 +48,28 @@ impl MembersTask {
                     }
                 }
             }
+        }
+    }
+}
+
+impl MembersTask {
+    /// Makes these decide; gives up on a new one that is taken out again before it has caught up.
+    async fn change(&self, next: &BTreeSet<NodeId>) -> Result<(), MembersError> {
+        let log = &self.shared.log;
+        let mut progress = self.shared.dispatcher.progress();
+        let new: Vec<NodeId> = next.difference(&log.members()).copied().collect();
+        let given_up = async {
+            while progress.changed().await.is_ok() {
+                let wanted = log.read(managers);
+                if let Some(gone) = new.iter().find(|new| !wanted.contains(new)) {
+                    return *gone;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            changed = log.set_members(next.clone()) => changed,
+            gone = given_up => Err(MembersError::Late(gone)),
         }
     }
 }

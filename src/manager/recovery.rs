@@ -35,6 +35,8 @@ impl Recovery {
     /// Waits for the ready nodes of a state whose epoch is new; tells whether it is.
     pub fn begin(&self, state: &State) -> bool {
         if state.is_settled() {
+            // By whoever led until now.
+            self.settled.send_replace(true);
             return false;
         }
         let ready = state.nodes().filter(|node| node.status == NodeStatus::Ready);
@@ -98,3 +100,20 @@ impl Recovery {
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Below what a call may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_epoch_that_another_manager_settled_is_settled_here_too() {
+        let mut state = State::default();
+        state.start_epoch();
+        let recovery = Recovery::new(&state);
+        let waits = timeout(Duration::from_millis(10), recovery.settled()).await;
+        assert!(waits.is_err(), "nobody has settled it");
+        state.apply(1, Command::SettleEpoch).unwrap();
+        assert!(!recovery.begin(&state), "there is nothing to wait for");
+        recovery.settled().await.unwrap();
+    }
+}

@@ -359,3 +359,18 @@ async fn the_last_of_three_goes_on_alone_with_all_that_it_has() {
     let file = LogFile::open_on(disk, path).unwrap();
     holds_all(file.state(), &(100..151).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_never_comes_is_in_nobodys_way() {
+    let managers = Managers::founded().await;
+    let log = managers.log(1);
+    // Nobody is there; the caller gives it up.
+    let never = log.set_members(ids(&[1, 9]));
+    assert!(tokio::time::timeout(Duration::from_millis(300), never).await.is_err());
+    assert_eq!(log.members(), ids(&[1]));
+    log.propose(network(1)).await.unwrap();
+    managers.start(2, &Disk::default(), true).await;
+    log.set_members(ids(&[1, 2])).await.unwrap();
+    managers.log(2).propose(network(2)).await.unwrap();
+    assert_eq!(managers.settled().await.revision(), 3);
+}

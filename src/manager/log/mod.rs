@@ -32,7 +32,7 @@ use std::{
 };
 
 use openraft::{
-    EmptyNode, RaftMetrics, Snapshot,
+    ChangeMembers, EmptyNode, RaftMetrics, Snapshot,
     error::{CheckIsLeaderError, ClientWriteError, RaftError},
 };
 use tokio::{
@@ -303,15 +303,33 @@ impl Log {
     /// This manager does not lead, another change is under way, or a new one cannot be reached.
     pub async fn set_members(&self, members: BTreeSet<NodeId>) -> Result<(), MembersError> {
         let raft = self.common.raft.get().ok_or(MembersError::Stopped(Stopped::Ending))?;
+        let strays = self.strays(&members);
+        if !strays.is_empty() {
+            let removed = raft.change_membership(ChangeMembers::RemoveNodes(strays), false).await;
+            removed.map_err(|error| self.not_changed(error))?;
+        }
         for new in members.difference(&self.members()) {
-            let added = raft.add_learner(*new, EmptyNode {}, true);
-            let added = timeout(CAUGHT_UP_AFTER, added).await;
-            added
-                .map_err(|_| MembersError::Late(*new))?
-                .map_err(|error| self.not_changed(error))?;
+            let added = raft.add_learner(*new, EmptyNode {}, false).await;
+            added.map_err(|error| self.not_changed(error))?;
+            // openraft's own waiting takes one that never answered for caught up if the log is short.
+            let has_caught_up = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+                let replicated = metrics.replication.as_ref().and_then(|all| all.get(new));
+                let last = replicated.copied().flatten().map(|last| last.index);
+                last.is_some_and(|last| Some(last + MOST_BEHIND) >= metrics.last_log_index)
+            };
+            let wait = raft.wait(Some(CAUGHT_UP_AFTER));
+            let caught_up = wait.metrics(has_caught_up, "a new member").await;
+            caught_up.map_err(|_| MembersError::Late(*new))?;
         }
         let changed = raft.change_membership(members, false).await;
         changed.map(drop).map_err(|error| self.not_changed(error))
+    }
+
+    /// Those that were to become members and are not wanted any more.
+    fn strays(&self, members: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
+        let membership = replica.membership.membership();
+        membership.learner_ids().filter(|learner| !members.contains(learner)).collect()
     }
 
     /// Lists those that decide, as this member has it applied.
@@ -486,6 +504,8 @@ const MAX_WAITING: usize = 256;
 const MAX_COMMAND_BYTES: usize = 256 << 10;
 /// A manager that decides alone waits for nothing but its disk.
 const LEADS_AFTER: Duration = Duration::from_secs(10);
+/// So many entries a member that has caught up may lack, while others are written.
+const MOST_BEHIND: u64 = 16;
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
 /// Members that are there answer within milliseconds.
