@@ -102,14 +102,25 @@ impl ListenerTls {
 
 impl Made {
     fn new(authority: Arc<Authority>, node: NodeId, life: Duration) -> anyhow::Result<Self> {
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make a certificate key")?;
-        let certificate = authority.issue(node, Role::Manager, CertificateKey::of(&key), life)?;
-        let validity = Validity::of(&certificate).context("read the certificate")?;
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        let credentials = Credentials { certificate, key, roots: authority.roots() };
+        let credentials = own_credentials(&authority, node, life)?;
+        let validity = Validity::of(&credentials.certificate).context("read the certificate")?;
         let config = Arc::new(tls::server_config(&credentials, authority.bridges())?);
         let [drawn] = random::bytes()?;
         Ok(Self { config, authority, validity, drawn })
     }
+}
+
+/// What a manager shows of itself, with a key of its own: the certificate of its node is the agent's.
+///
+/// # Errors
+/// The random source or a signature fails.
+pub(super) fn own_credentials(
+    authority: &Authority,
+    node: NodeId,
+    life: Duration,
+) -> anyhow::Result<Credentials> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make a certificate key")?;
+    let certificate = authority.issue(node, Role::Manager, CertificateKey::of(&key), life)?;
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+    Ok(Credentials { certificate, key, roots: authority.roots() })
 }

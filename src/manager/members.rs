@@ -1,14 +1,18 @@
 //! Makes those decide whom the state has as managers: the leader takes one in or out at a time, until
 //! the log's members are the state's. A new one has caught up before it decides.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::time::{sleep, timeout};
 use tonic::{Status, metadata::MetadataValue};
 use tracing::{info, warn};
 
-use super::{Shared, log::MembersError, status};
+use super::{
+    Shared,
+    log::{MembersError, ProposeError},
+    status,
+};
 use crate::{
     api::{LEADER, proto::ManagerGift},
     engine::cluster::{Command, State},
@@ -173,12 +177,8 @@ impl Shared {
     }
 }
 
-fn elsewhere(leader: Option<std::net::SocketAddr>) -> Status {
-    let Some(leader) = leader else {
-        return Status::unavailable(
-            "no manager leads now, because more than half of them must be reached for that",
-        );
-    };
+fn elsewhere(leader: Option<SocketAddr>) -> Status {
+    let Some(leader) = leader else { return status::of_proposal(ProposeError::NoLeader) };
     let mut status = Status::unavailable(format!("manager {leader} leads"));
     if let Ok(value) = MetadataValue::try_from(leader.to_string()) {
         status.metadata_mut().insert(LEADER, value);

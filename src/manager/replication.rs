@@ -10,15 +10,13 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::stream;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tracing::{info, warn};
 
 use super::{
     Shared,
-    authority::CertificateKey,
+    certificate::own_credentials,
     log::{self, Answering, NotReached, Transport},
     trust::Trust,
 };
@@ -28,7 +26,7 @@ use crate::{
         proto::{
             self, ReplicationRequest, ReplicationResponse, replication_client::ReplicationClient,
         },
-        tls::{self, Credentials},
+        tls,
     },
     engine::cluster::{Event, State},
     types::{Node, NodeId, Role},
@@ -237,22 +235,13 @@ impl Ways {
         if let Some((_, channel)) = self.locked().get(&member).filter(|(at, _)| *at == addr) {
             return Ok(channel.clone());
         }
-        let config = self.credentials().and_then(|own| Ok(tls::member_config(&own)?));
+        let own = own_credentials(&self.trust.authority(), self.own, self.life);
+        let config = own.and_then(|own| Ok(tls::member_config(&own)?));
         let config = config.map_err(|error| NotReached(format!("{error:#}")))?;
         let channel = channel::to_manager(addr, Arc::new(config)).await;
         let channel = channel.map_err(|error| NotReached(error.to_string()))?;
         self.locked().insert(member, (addr, channel.clone()));
         Ok(channel)
-    }
-
-    /// Certifies this manager: it can, and the node's own certificate is its agent's.
-    fn credentials(&self) -> anyhow::Result<Credentials> {
-        let authority = self.trust.authority();
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let point = CertificateKey::of(&key);
-        let certificate = authority.issue(self.own, Role::Manager, point, self.life)?;
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        Ok(Credentials { certificate, key, roots: authority.roots() })
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<NodeId, (SocketAddr, Channel)>> {

@@ -38,7 +38,7 @@ impl Other {
         assert_eq!(listens, addr);
         let other = Self { manager, joined, addr };
         within(async {
-            while !other.deciding(cluster).await.contains(&other.joined.node.id) {
+            while !other.deciding().await.contains(&other.joined.node.id) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
@@ -47,28 +47,28 @@ impl Other {
     }
 
     /// Who decides, as this manager knows it; nobody until it has heard of itself.
-    async fn deciding(&self, cluster: &Cluster) -> Vec<NodeId> {
-        let Ok(mut control) = self.control(cluster).await else { return Vec::new() };
+    async fn deciding(&self) -> Vec<NodeId> {
+        let Ok(mut control) = self.control().await else { return Vec::new() };
         let Ok(listed) = control.list_nodes(ListNodesRequest {}).await else { return Vec::new() };
         let deciding = listed.into_inner().deciding.into_iter();
         deciding.map(|id| NodeId::from_bytes(id.try_into().unwrap())).collect()
     }
 
     /// A client of this manager with the certificate of its node.
-    async fn control(&self, _cluster: &Cluster) -> Result<ControlClient<Channel>, String> {
+    async fn control(&self) -> Result<ControlClient<Channel>, String> {
         let config = Arc::new(tls::member_config(&self.joined.credentials).unwrap());
         let channel = channel::to_manager(self.addr, config).await;
         Ok(ControlClient::new(channel.map_err(|error| error.to_string())?))
     }
 
-    async fn create(&self, cluster: &Cluster, network: &str) -> Result<(), Status> {
+    async fn create(&self, network: &str) -> Result<(), Status> {
         let request = CreateNetworkRequest { name: network.into(), ..Default::default() };
-        self.control(cluster).await.unwrap().create_network(request).await.map(drop)
+        self.control().await.unwrap().create_network(request).await.map(drop)
     }
 
-    async fn has(&self, cluster: &Cluster, network: &str) -> bool {
+    async fn has(&self, network: &str) -> bool {
         let request = proto::FindNetworkRequest { reference: network.into() };
-        self.control(cluster).await.unwrap().find_network(request).await.is_ok()
+        self.control().await.unwrap().find_network(request).await.is_ok()
     }
 }
 
@@ -86,22 +86,19 @@ async fn managers_that_join_decide_with_the_first_and_go_on_without_it() {
     cluster.network("before").await;
     let n2 = Other::join(&cluster, "n2").await;
     let n3 = Other::join(&cluster, "n3").await;
-    assert!(n3.has(&cluster, "before").await, "it was told of what was there");
-    n2.create(&cluster, "by-n2").await.unwrap();
-    n3.create(&cluster, "by-n3").await.unwrap();
-    let refused = n3.create(&cluster, "by-n2").await.unwrap_err();
+    assert!(n3.has("before").await, "it was told of what was there");
+    n2.create("by-n2").await.unwrap();
+    n3.create("by-n3").await.unwrap();
+    let refused = n3.create("by-n2").await.unwrap_err();
     assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
 
-    let Cluster { manager, addr, first, token, folders } = cluster;
     let died = Instant::now();
-    manager.shutdown().await;
-    let cluster = Cluster { manager: n3.manager, addr, first, token, folders };
-    let n3 = Other { manager: n2.manager, joined: n3.joined, addr: n3.addr };
-    within(async { while n3.create(&cluster, "without-n1").await.is_err() {} }).await;
-    println!("written again {:?} after the leader's end began", died.elapsed());
-    assert!(n3.has(&cluster, "by-n2").await);
-    n3.manager.shutdown().await;
     cluster.manager.shutdown().await;
+    within(async { while n3.create("without-n1").await.is_err() {} }).await;
+    println!("written again {:?} after the leader's end began", died.elapsed());
+    assert!(n2.has("without-n1").await);
+    n2.manager.shutdown().await;
+    n3.manager.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
