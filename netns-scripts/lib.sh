@@ -226,6 +226,21 @@ end_writer() {
 # field NAME WORD: the number after WORD in what a tool wrote to NAME.out
 field() { sed -n "s/.*\b$2 \([0-9]*\).*/\1/p" "$WORK/$1.out"; }
 
+# --- managers ----------------------------------------------------------------------------------
+
+# statuses NODE: what `node ls` says there of each manager, by name
+statuses() { oc "$1" node ls --json | json '" ".join(str(n["manager_status"]) for n in d if n["manager_status"])'; }
+# leads NODE: the name of the leader, as NODE says
+leads() { oc "$1" node ls --json | json '[n["name"] for n in d if n["manager_status"] == "leader"][0]'; }
+# is_status NODE NAME STATUS: what NODE says of a manager; None of a worker
+is_status() { [ "$(oc "$1" node ls --json | json '[n["manager_status"] for n in d if n["name"] == "'"$2"'"][0]')" = "$3" ]; }
+# all_decide NODE COUNT: whether NODE says that so many managers decide, and no other is there
+all_decide() {
+    local others
+    others=$(seq -s ' ' 2 "$2" | sed 's/[0-9]\+/reachable/g')
+    [ "$(statuses "$1" | tr ' ' '\n' | sort | tr '\n' ' ' | sed 's/ $//')" = "$(echo leader $others)" ]
+}
+
 # --- captures ----------------------------------------------------------------------------------
 
 # tool NAME: builds a C program of tests/tools and sets TOOL to it

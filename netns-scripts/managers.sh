@@ -18,12 +18,7 @@ for n in 2 3; do
 done
 for n in 4 5; do join $n >"$WORK/join.out"; done
 
-# statuses NODE: what `node ls` says there of each manager, by name
-statuses() { oc "$1" node ls --json | json '" ".join(str(n["manager_status"]) for n in d if n["manager_status"])'; }
-# leads NODE: the name of the leader, as NODE says
-leads() { oc "$1" node ls --json | json '[n["name"] for n in d if n["manager_status"] == "leader"][0]'; }
-decide_together() { [ "$(statuses "$1" | tr ' ' '\n' | sort | tr '\n' ' ')" = "leader reachable reachable " ]; }
-is_status() { [ "$(oc "$1" node ls --json | json '[n["manager_status"] for n in d if n["name"] == "'"$2"'"][0]')" = "$3" ]; }
+decide_together() { all_decide "$1" 3; }
 for n in 1 2 3; do wait_until 10 decide_together $n; done
 
 oc 2 network create blue --subnet 10.9.0.0/24 >"$WORK/create.out"

@@ -77,6 +77,7 @@ impl Cluster {
             state_dir: self.folders.path().join("n1"),
             listen_addr: self.addr,
             node: self.first.node.id,
+            is_new: false,
             alone: false,
             credentials: self.first.credentials.clone(),
         }
@@ -86,7 +87,7 @@ impl Cluster {
     async fn restarted(self) -> Self {
         let reopening = self.reopening();
         self.manager.shutdown().await;
-        let (manager, reopened) = Manager::open(reopening).await.unwrap();
+        let (manager, reopened) = Manager::open(reopening).await.unwrap().unwrap();
         assert_eq!(reopened.listen_addr, self.addr);
         assert_eq!(reopened.cluster, self.first.cluster);
         assert_eq!(reopened.node, Node { status: reopened.node.status, ..self.first.node.clone() });
@@ -225,7 +226,7 @@ impl Agent {
         let (channels, mut connected) = watch::channel(None);
         let look_for: LookFor = Arc::new(|_, _| Box::pin(async { false }));
         let publish = move |table: &Table| drop(tables.send_replace(Arc::new(table.clone())));
-        let managers = Arc::new(Managers::new(cluster.addr, Vec::new()));
+        let managers = Arc::new(Managers::new(cluster.addr, Vec::new(), joined.node.role));
         let link = LinkTask::new(
             managers.clone(),
             certificate.clone(),
@@ -631,6 +632,7 @@ async fn a_manager_does_not_start_without_its_own_key_and_log() {
     let Cluster { manager, addr, first, folders, .. } = cluster;
     let folder = folders.path().join("n1/manager");
     let reopening = || Reopening {
+        is_new: false,
         alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: addr,
@@ -664,7 +666,7 @@ async fn a_manager_does_not_start_without_its_own_key_and_log() {
     check(Reopening { node: stranger.node.id, ..reopening() }, no_manager).await;
     check(Reopening { credentials: stranger.credentials.clone(), ..reopening() }, no_manager).await;
 
-    let (manager, _) = Manager::open(reopening()).await.unwrap();
+    let (manager, _) = Manager::open(reopening()).await.unwrap().unwrap();
     manager.shutdown().await;
     other.manager.shutdown().await;
 }
@@ -700,13 +702,14 @@ async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
     assert!(!folder.join("log.redb").exists(), "nothing is left");
     fs::rename(folders.path().join("away"), folder.join("log.redb")).unwrap();
     let reopening = Reopening {
+        is_new: false,
         alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: founded.listen_addr,
         node: founded.node.id,
         credentials: founded.credentials,
     };
-    let (manager, reopened) = Manager::open(reopening).await.unwrap();
+    let (manager, reopened) = Manager::open(reopening).await.unwrap().unwrap();
     assert_eq!(reopened.cluster, founded.cluster);
     manager.shutdown().await;
 }

@@ -194,6 +194,11 @@ fn managers_go_on_without_the_one_that_leads() {
 }
 
 #[test]
+fn nodes_become_managers_and_workers_again() {
+    run("roles.sh", &[]);
+}
+
+#[test]
 fn the_last_of_three_managers_goes_on_alone() {
     run("lost-managers.sh", &[]);
 }

@@ -1,7 +1,7 @@
 //! Which of the host's addresses a node uses: what `--advertise-addr` and `--data-path-addr` say, or
 //! the one usable address where they say nothing.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
@@ -142,6 +142,14 @@ fn list(addresses: &[InterfaceAddr]) -> String {
         "none (no interface has an address)".to_owned()
     } else {
         texts.join(", ")
+    }
+}
+
+/// All addresses of a host that has this one, with a port.
+pub fn any(of: SocketAddr, port: u16) -> SocketAddr {
+    match of {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
     }
 }
 

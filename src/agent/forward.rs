@@ -14,8 +14,9 @@ use crate::api::{
         JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest,
         ListNetworksResponse, ListNodesRequest, ListNodesResponse, RemoveNetworkRequest,
         RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse, RotateRootRequest,
-        RotateRootResponse, StartEpochRequest, StartEpochResponse, UpdateNodeRequest,
-        UpdateNodeResponse, control_client::ControlClient, control_server::Control,
+        RotateRootResponse, SetRoleRequest, SetRoleResponse, StartEpochRequest, StartEpochResponse,
+        UpdateNodeRequest, UpdateNodeResponse, control_client::ControlClient,
+        control_server::Control,
     },
 };
 
@@ -35,7 +36,7 @@ impl Forward {
         let member = self.node.manager().await?;
         let stale = request.metadata().get(STALE).cloned();
         let channel = match (member.manager.channel(), &stale) {
-            (Err(_), Some(_)) => member.own_manager().await?,
+            (Err(_), Some(_)) => member.to_own_manager().await?,
             (Err(_), None) => member.manager.connected().await?,
             (Ok(channel), _) => channel,
         };
@@ -74,6 +75,10 @@ impl Control for Forward {
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
         self.control().await?.remove_node(request.into_inner()).await
+    }
+
+    async fn set_role(&self, request: Request<SetRoleRequest>) -> Answer<SetRoleResponse> {
+        self.control().await?.set_role(request.into_inner()).await
     }
 
     type BackupStream = Streaming<BackupPart>;

@@ -60,8 +60,6 @@ pub struct Joined {
 pub struct Admitted {
     /// What it has become.
     pub joined: Joined,
-    /// The port that every node takes sealed datagrams on.
-    pub data_port: u16,
     /// What its manager needs, if it is to have one.
     pub manager: Option<ManagerGift>,
 }
@@ -185,11 +183,10 @@ pub async fn join(
     if tls::root_digest(&root) != token.digest {
         return Err(bent("root of the token's digest"));
     }
-    let data_port = u16::try_from(joined.data_port).map_err(|_| bent("data port"))?;
     let certificate = CertificateDer::from(joined.certificate);
     let credentials = Credentials { certificate, key, roots: vec![root] };
     let manager = joined.manager;
-    Ok(Admitted { joined: Joined { cluster, node, credentials }, data_port, manager })
+    Ok(Admitted { joined: Joined { cluster, node, credentials }, manager })
 }
 
 /// Undoes a join.

@@ -229,6 +229,11 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                 self.link.managers.handle_known(addrs);
                 Ok(())
             }
+            manager_message::Message::Role(role) => {
+                let role = proto::Role::try_from(role).unwrap_or_default();
+                self.link.managers.handle_role(role.try_into()?);
+                Ok(())
+            }
             manager_message::Message::LookFor(node) => {
                 self.look_for(parse_id("node", &node)?);
                 Ok(())

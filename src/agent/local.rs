@@ -106,7 +106,7 @@ impl proto::local_server::Local for Local {
             let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
             MemberInfo {
                 cluster_id: member.cluster.to_vec(),
-                node: Some((&member.node).into()),
+                node: Some((&member.registered()).into()),
                 manager_addr: member.manager.addr().to_string(),
                 manager_connected: member.manager.is_connected(),
                 revision: table.revision,

@@ -1,5 +1,5 @@
-//! Where the managers are, as far as a node knows: the one that it talks to, and those to go to when
-//! that one is away or sends it on to the leader.
+//! What a node knows of the managers: the one that it talks to, those to go to when that one is away
+//! or sends it on to the leader, and whether it is to have one itself.
 
 use std::{
     net::SocketAddr,
@@ -8,20 +8,24 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
+use crate::types::Role;
+
 /// The managers' addresses.
 pub struct Managers {
     /// Where this node joined, or its own manager: tried when all else is wrong.
     home: SocketAddr,
     current: Mutex<SocketAddr>,
     known: watch::Sender<Vec<SocketAddr>>,
+    /// What a manager says last of this node.
+    role: watch::Sender<Role>,
     hurry: Notify,
 }
 
 impl Managers {
-    /// Begins with `home`; `known` are those of an earlier process.
-    pub fn new(home: SocketAddr, known: Vec<SocketAddr>) -> Self {
-        let (current, known) = (Mutex::new(home), watch::Sender::new(known));
-        Self { home, current, known, hurry: Notify::new() }
+    /// Begins with `home`; `known` are those of an earlier process, and `role` what the node was.
+    pub fn new(home: SocketAddr, known: Vec<SocketAddr>, role: Role) -> Self {
+        let (known, role) = (watch::Sender::new(known), watch::Sender::new(role));
+        Self { home, current: Mutex::new(home), known, role, hurry: Notify::new() }
     }
 
     /// Returns the one to talk to.
@@ -73,6 +77,16 @@ impl Managers {
         self.known.subscribe()
     }
 
+    /// Takes what a manager says this node is.
+    pub fn handle_role(&self, role: Role) {
+        self.role.send_if_modified(|known| std::mem::replace(known, role) != role);
+    }
+
+    /// Follows what this node is.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.subscribe()
+    }
+
     fn locked(&self) -> MutexGuard<'_, SocketAddr> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +99,7 @@ mod tests {
     #[test]
     fn all_are_tried_in_turn_and_the_first_stays_known() {
         let addr = |last: u16| SocketAddr::from(([192, 0, 2, 1], last));
-        let managers = Managers::new(addr(1), Vec::new());
+        let managers = Managers::new(addr(1), Vec::new(), Role::Worker);
         managers.go_on();
         assert_eq!(managers.current(), addr(1), "there is only one");
         managers.handle_known(vec![addr(2), addr(3)]);

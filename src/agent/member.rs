@@ -33,14 +33,14 @@ use super::{
 use crate::{
     api::channel,
     engine::membership::Table,
-    types::{EndpointId, Node},
+    types::{EndpointId, Node, Role},
 };
 
 /// A member node.
 pub struct Member {
     /// The cluster's identity.
     pub cluster: [u8; 16],
-    /// The node as registered.
+    /// The node as registered; its role may be another since.
     pub node: Node,
     /// Where its manager is.
     pub manager: Manager,
@@ -48,8 +48,7 @@ pub struct Member {
     pub dataplane: Arc<Dataplane>,
     /// The endpoints of its containers.
     pub attachments: Arc<Attachments>,
-    /// Where the manager of this process is, if there is one.
-    own_manager: Option<SocketAddr>,
+    record: Arc<Mutex<MemberRecord>>,
     identity: Identity,
     certificate: Arc<Certificate>,
     records: Records,
@@ -99,6 +98,16 @@ impl Manager {
         self.managers.hurry_to(manager);
     }
 
+    /// Returns what this node is, as a manager says last.
+    pub fn role(&self) -> Role {
+        *self.managers.role().borrow()
+    }
+
+    /// Follows what this node is.
+    pub fn follow_role(&self) -> watch::Receiver<Role> {
+        self.managers.role()
+    }
+
     /// Tells whether the stream to the manager is open.
     pub fn is_connected(&self) -> bool {
         self.connected.borrow().is_some()
@@ -115,8 +124,12 @@ pub struct Parts {
     pub ended: (mpsc::Sender<EndpointId>, mpsc::Receiver<EndpointId>),
     /// Where the node keeps what is its own, and what it must not lose.
     pub records: Records,
-    /// See [`Kept`].
-    pub kept: Kept,
+    /// What is kept of the membership.
+    pub record: MemberRecord,
+    /// The node's key.
+    pub identity: Identity,
+    /// The state folder.
+    pub state_dir: PathBuf,
     /// The Docker Engine of its host.
     pub docker: Docker,
 }
@@ -173,9 +186,14 @@ impl Member {
         parts: Parts,
         table: Table,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
-        let Parts { joined, dataplane, ended, records, kept, docker } = parts;
-        let MemberRecord { manager: home, managers: known, .. } = &kept.record;
-        let managers = Arc::new(Managers::new(*home, known.clone()));
+        let Parts { joined, dataplane, ended, records, record, identity, state_dir, docker } =
+            parts;
+        let record = Arc::new(Mutex::new(record));
+        let managers = {
+            let record = locked(&record);
+            let role = if record.listen_addr.is_some() { Role::Manager } else { Role::Worker };
+            Arc::new(Managers::new(record.manager, record.managers.clone(), role))
+        };
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);
         let (tables, current) = watch::channel(Arc::new(table.clone()));
@@ -214,30 +232,57 @@ impl Member {
             current.clone(),
             docker,
         );
-        let own_manager = kept.record.own_manager();
         let member = Arc::new(Self {
             cluster: joined.cluster,
             node: joined.node,
             manager,
             dataplane,
             attachments: Arc::new(attachments),
-            own_manager,
-            identity: kept.identity.clone(),
+            record,
+            identity,
             certificate,
             records,
             table: current,
             tasks: Mutex::default(),
         });
-        member.keep(kept, ended);
+        member.keep(state_dir, ended);
         Ok((member, link.run()))
+    }
+
+    /// Returns where the manager of this process is, if there is one.
+    pub fn own_manager(&self) -> Option<SocketAddr> {
+        locked(&self.record).own_manager()
+    }
+
+    /// Returns the node as registered, with the role that it has now.
+    pub fn registered(&self) -> Node {
+        Node { role: self.manager.role(), ..self.node.clone() }
+    }
+
+    /// Returns what is kept of the membership.
+    pub fn record(&self) -> MemberRecord {
+        locked(&self.record).clone()
+    }
+
+    /// Keeps this of the membership from now on.
+    ///
+    /// # Errors
+    /// It cannot be written; what was kept stays.
+    pub fn put_record(&self, changed: MemberRecord) -> anyhow::Result<()> {
+        let mut record = locked(&self.record);
+        // Where the others are is the other task's to say.
+        let changed = MemberRecord { managers: record.managers.clone(), ..changed };
+        tokio::task::block_in_place(|| self.records.put_record(&changed))?;
+        *record = changed;
+        Ok(())
     }
 
     /// Opens a channel to this node's own manager, whether or not it leads.
     ///
     /// # Errors
     /// It has none, or that is not reached.
-    pub async fn own_manager(&self) -> Result<Channel, Status> {
-        let addr = self.own_manager;
+    pub async fn to_own_manager(&self) -> Result<Channel, Status> {
+        let addr = self.own_manager();
         let addr = addr.ok_or_else(|| Status::failed_precondition("this node has no manager"))?;
         let opened = channel::to_manager(addr, self.certificate.config()).await;
         opened.map_err(|error| Status::unavailable(error.to_string()))
@@ -260,7 +305,7 @@ impl Member {
     }
 
     /// Starts the tasks that keep endpoints and records as they must be.
-    fn keep(&self, mut kept: Kept, mut ended: mpsc::Receiver<EndpointId>) {
+    fn keep(&self, state_dir: PathBuf, mut ended: mpsc::Receiver<EndpointId>) {
         let (attachments, mut connected) =
             (self.attachments.clone(), self.manager.connected.clone());
         self.tasks().spawn(async move {
@@ -280,21 +325,21 @@ impl Member {
         self.tasks().spawn(ContainersTask::new(self.attachments.clone()).run());
         let (records, mut table) = (self.records.clone(), self.table.clone());
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
-        let certificate = self.certificate.clone();
+        let (identity, certificate) = (self.identity.clone(), self.certificate.clone());
+        let kept = Kept { record: self.record.clone(), identity, state_dir, certificate };
         let mut known = self.manager.managers.known();
         self.tasks().spawn(async move {
             let mut saved = false;
             loop {
                 if known.has_changed().unwrap_or(false) {
-                    kept.record.managers = known.borrow_and_update().clone();
-                    save_record(&records, &kept.record);
+                    save_managers(&records, &kept.record, known.borrow_and_update().clone());
                 }
                 // A table that does not change is looked after too, though rarely.
                 let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
                 if matches!(changed, Ok(Err(_))) {
                     return;
                 }
-                let emptied = mend(&records, &kept, &certificate, &attachments, &dataplane);
+                let emptied = mend(&records, &kept, &attachments, &dataplane);
                 let lost = saved && !records.has_table();
                 if changed.is_ok() || emptied || lost {
                     saved = true;
@@ -323,35 +368,31 @@ impl Member {
     }
 
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.tasks)
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What a member's node must not lose, beside its table and endpoints.
-pub struct Kept {
-    /// The record of membership.
-    pub record: MemberRecord,
-    /// The node's key.
-    pub identity: Identity,
-    /// The state folder.
-    pub state_dir: PathBuf,
+struct Kept {
+    record: Arc<Mutex<MemberRecord>>,
+    identity: Identity,
+    certificate: Arc<Certificate>,
+    state_dir: PathBuf,
 }
 
 /// Writes again what a state folder has lost under a running node, which is all that it needs to go
 /// on as the same node after its next start.
-fn mend(
-    records: &Records,
-    kept: &Kept,
-    certificate: &Certificate,
-    attachments: &Attachments,
-    dataplane: &Dataplane,
-) -> bool {
+fn mend(records: &Records, kept: &Kept, attachments: &Attachments, dataplane: &Dataplane) -> bool {
     if attachments.are_kept() {
         return false;
     }
-    let Kept { record, identity, state_dir } = kept;
+    let Kept { record, identity, certificate, state_dir } = kept;
     let mended = tokio::task::block_in_place(|| {
-        records.put_again(record, &certificate.credentials(), identity)?;
+        records.put_again(&locked(record), &certificate.credentials(), identity)?;
         dataplane.keep_start_count(state_dir)?;
         attachments.put_all()
     });
@@ -363,8 +404,10 @@ fn mend(
 }
 
 /// Keeps where the managers are for the next start.
-fn save_record(records: &Records, record: &MemberRecord) {
-    if let Err(error) = tokio::task::block_in_place(|| records.put_record(record)) {
+fn save_managers(records: &Records, record: &Mutex<MemberRecord>, managers: Vec<SocketAddr>) {
+    let mut record = locked(record);
+    record.managers = managers;
+    if let Err(error) = tokio::task::block_in_place(|| records.put_record(&record)) {
         warn!(error = format!("{error:#}"), "where the managers are is not kept");
     }
 }

@@ -23,6 +23,7 @@ pub mod managers;
 mod member;
 mod namespace;
 mod node;
+mod own_manager;
 mod records;
 pub mod renewal;
 mod selftest;

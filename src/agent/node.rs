@@ -33,7 +33,7 @@ use super::{
     dataplane::{Config, Dataplane},
     docker::Docker,
     join::{self, Admitted, Introduction, Joined},
-    member::{Kept, Member, Parts},
+    member::{Member, Parts},
     records::{MemberRecord, Records, own_manager},
 };
 use crate::{
@@ -48,21 +48,23 @@ use crate::{
         tls,
     },
     io::netlink::{self, InterfaceAddr},
-    types::{EndpointId, Name, Node as NodeRecord, Offloads, Role},
+    types::{EndpointId, Name, Offloads, Role},
 };
 
 /// A future of a function that the agent is given.
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// A manager that a function starts, or why it does not.
 type Starting<T> = Boxed<anyhow::Result<(T, StopManager)>>;
+/// A manager that serves again, if there is one.
+pub type Opened = Option<(Reopened, StopManager)>;
 /// Starts a manager in this process. The agent does not know how one is made.
 pub struct StartManager {
     /// Founds a cluster.
     pub found: Box<dyn Fn(Founding) -> Starting<Founded> + Send + Sync>,
     /// Joins the managers of a cluster.
     pub join: Box<dyn Fn(Joining) -> Starting<SocketAddr> + Send + Sync>,
-    /// Serves the cluster of the state folder again.
-    pub open: Box<dyn Fn(Reopening) -> Starting<Reopened> + Send + Sync>,
+    /// Serves the cluster of the state folder again, if the node still has a manager.
+    pub open: Box<dyn Fn(Reopening) -> Boxed<anyhow::Result<Opened>> + Send + Sync>,
 }
 /// Ends that manager.
 pub type StopManager = Box<dyn FnOnce(Ending) -> Boxed<()> + Send>;
@@ -90,12 +92,13 @@ pub struct Node {
     pub options: Options,
     /// Its session key.
     pub identity: Identity,
-    records: Records,
-    start_manager: StartManager,
-    life: Mutex<Life>,
+    pub(super) records: Records,
+    pub(super) start_manager: StartManager,
+    pub(super) life: Mutex<Life>,
 }
 
-enum Life {
+/// What becomes of a node; a member with a manager has the way to end that.
+pub(super) enum Life {
     Outside,
     Member(Arc<Member>, Option<StopManager>),
     Over,
@@ -116,18 +119,11 @@ impl Node {
     ///
     /// # Errors
     /// What was kept cannot be read, or the data plane does not start.
-    pub async fn resume(&self) -> anyhow::Result<()> {
+    pub async fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut life = self.life.lock().await;
-        let Some((record, credentials)) = self.records.member()? else { return Ok(()) };
-        let MemberRecord { cluster, node, manager, managers, listen_addr } = record;
-        let (node, stop) = match listen_addr {
-            Some(listen_addr) => {
-                let (reopened, stop) =
-                    self.open_manager(listen_addr, &node, &credentials, false).await?;
-                (reopened.node, Some(stop))
-            }
-            None => (node, None),
-        };
+        let Some((mut record, credentials)) = self.records.member()? else { return Ok(()) };
+        let stop = self.open_manager(&mut record, &credentials, false).await?;
+        let (node, manager) = (record.node.clone(), record.manager);
         let data_addr = node.data_addr;
         let addresses = netlink::addresses().await?;
         let data =
@@ -135,30 +131,13 @@ impl Node {
                 .with_context(|| {
                     format!("this host no longer has {}; leave and join anew", data_addr.ip())
                 })?;
-        let joined = Joined { cluster, node: node.clone(), credentials };
-        let record = MemberRecord { cluster, node, manager, managers, listen_addr };
+        let joined = Joined { cluster: record.cluster, node, credentials };
         let parts = self.parts(joined, record, data_addr, data.mtu).await?;
         let member = Member::resume(parts).await?;
         info!(node = %member.node.name, %manager, "member as before");
+        self.follow_role(&member);
         *life = Life::Member(member, stop);
         Ok(())
-    }
-
-    async fn open_manager(
-        &self,
-        listen_addr: SocketAddr,
-        node: &NodeRecord,
-        credentials: &tls::Credentials,
-        alone: bool,
-    ) -> anyhow::Result<(Reopened, StopManager)> {
-        let reopening = Reopening {
-            state_dir: self.options.state_dir.clone(),
-            listen_addr,
-            node: node.id,
-            alone,
-            credentials: credentials.clone(),
-        };
-        (self.start_manager.open)(reopening).await.context("start the manager again")
     }
 
     /// Returns the membership.
@@ -190,7 +169,7 @@ impl Node {
         task.await.map_err(|error| Status::internal(format!("init broke off: {error}")))?
     }
 
-    async fn init_now(&self, request: InitRequest) -> Result<InitResponse, Status> {
+    async fn init_now(self: &Arc<Self>, request: InitRequest) -> Result<InitResponse, Status> {
         if request.force_new_cluster {
             return self.start_epoch().await;
         }
@@ -208,16 +187,12 @@ impl Node {
             worker_token: founded.worker_token.to_string(),
             manager_addr: joined.node.advertise_addr.to_string(),
         };
-        let record = MemberRecord {
-            cluster,
-            node: joined.node.clone(),
-            manager,
-            managers: Vec::new(),
-            listen_addr: Some(founded.listen_addr),
-        };
+        let mut record = MemberRecord::new(cluster, joined.node.clone(), manager);
+        record.listen_addr = Some(founded.listen_addr);
         match self.start_member(joined, record, data_addr, data.mtu).await {
             Ok(member) => {
                 info!(node = %member.node.name, "cluster founded");
+                self.follow_role(&member);
                 *life = Life::Member(member, Some(stop));
                 Ok(response)
             }
@@ -255,30 +230,6 @@ impl Node {
         })
     }
 
-    /// Starts this node's manager again, without the others.
-    async fn go_on_alone(&self, member: &Member) -> Result<(), Status> {
-        let mut life = self.life.lock().await;
-        let Life::Member(_, stop) = &mut *life else {
-            return Err(Status::aborted("this node left the cluster meanwhile"));
-        };
-        let recorded = self.records.member().map_err(refused)?;
-        let Some((record, credentials)) = recorded else {
-            return Err(Status::failed_precondition("the record of membership is gone"));
-        };
-        let Some(listen_addr) = record.listen_addr else {
-            return Err(Status::failed_precondition("this node has no manager"));
-        };
-        if let Some(stop) = stop.take() {
-            stop(Ending::Kept).await;
-        }
-        let opened = self.open_manager(listen_addr, &member.node, &credentials, true).await;
-        let (_, started) = opened.map_err(refused)?;
-        *stop = Some(started);
-        member.manager.hurry_to(own_manager(listen_addr, member.node.advertise_addr));
-        info!("goes on as the only manager");
-        Ok(())
-    }
-
     /// Joins a cluster. Once begun it is ended, done or undone, even if nobody waits for it.
     ///
     /// # Errors
@@ -291,7 +242,10 @@ impl Node {
         task.await.map_err(|error| Status::internal(format!("join broke off: {error}")))?
     }
 
-    async fn join_now(&self, request: JoinClusterRequest) -> Result<JoinClusterResponse, Status> {
+    async fn join_now(
+        self: &Arc<Self>,
+        request: JoinClusterRequest,
+    ) -> Result<JoinClusterResponse, Status> {
         let mut life = self.life.lock().await;
         check_outside(&life)?;
         let token: JoinToken = request
@@ -320,6 +274,7 @@ impl Node {
                 info!(node = %member.node.name, %manager, "joined");
                 let not_reached = not_reached(&member).await;
                 let (cluster_id, node) = (member.cluster.to_vec(), (&member.node).into());
+                self.follow_role(&member);
                 *life = Life::Member(member, stop);
                 Ok(JoinClusterResponse { cluster_id, node: Some(node), not_reached })
             }
@@ -343,30 +298,16 @@ impl Node {
         listen: Option<SocketAddr>,
         underlay_mtu: u16,
     ) -> anyhow::Result<(Arc<Member>, Option<StopManager>)> {
-        let Admitted { joined, data_port, manager: gift } = admitted;
-        let (cluster, node, data_addr) =
-            (joined.cluster, joined.node.clone(), joined.node.data_addr);
-        let own = match gift {
+        let Admitted { joined, manager: gift } = admitted;
+        let data_addr = joined.node.data_addr;
+        let mut record = MemberRecord::new(joined.cluster, joined.node.clone(), manager);
+        record.listen_choice = listen;
+        let stop = match gift {
             None => None,
-            Some(gift) => {
-                let advertised = node.advertise_addr;
-                let any = || SocketAddr::new(unspecified(advertised), advertised.port());
-                let joining = Joining {
-                    state_dir: self.options.state_dir.clone(),
-                    listen_addr: listen.unwrap_or_else(any),
-                    cluster,
-                    node: node.clone(),
-                    data_port,
-                    gift,
-                };
-                Some((self.start_manager.join)(joining).await?)
-            }
+            Some(gift) => Some(self.join_managers(&mut record, gift, false).await?),
         };
-        let (listen_addr, stop) = own.unzip();
         // Its own manager may have nothing to say yet, and sends it on otherwise.
-        let managers = listen_addr.map(|own| own_manager(own, node.advertise_addr));
-        let managers = managers.into_iter().collect();
-        let record = MemberRecord { cluster, node, manager, managers, listen_addr };
+        record.managers = record.own_manager().into_iter().collect();
         match self.start_member(joined, record, data_addr, underlay_mtu).await {
             Ok(member) => Ok((member, stop)),
             Err(error) => {
@@ -459,7 +400,7 @@ impl Node {
         let advertised = address::advertise(chosen, listen_port, &addresses).map_err(bad_input)?;
         let listen_addr = match &request.listen_addr {
             Some(text) => listen_addr(text).map_err(bad_input)?,
-            None => SocketAddr::new(unspecified(advertised), listen_port),
+            None => address::any(advertised, listen_port),
         };
         let chosen = request.data_path_addr.as_deref();
         let data = address::data_path(chosen, advertised.ip(), &addresses).map_err(bad_input)?;
@@ -579,12 +520,16 @@ impl Node {
             dataplane.with_context(|| format!("start the data plane on {data_addr}"))?;
         let (ended, records) = ((ended_sender, ended), self.records.clone());
         let docker = Docker::new(self.options.docker_socket.clone());
-        let kept = Kept {
+        Ok(Parts {
+            joined,
+            dataplane,
+            ended,
+            records,
             record,
             identity: self.identity.clone(),
             state_dir: self.options.state_dir.clone(),
-        };
-        Ok(Parts { joined, dataplane, ended, records, kept, docker })
+            docker,
+        })
     }
 }
 
@@ -595,7 +540,7 @@ impl Node {
     /// The node is no member, or a worker.
     pub async fn manager(&self) -> Result<Arc<Member>, Status> {
         let member = self.member().await?;
-        match member.node.role {
+        match member.manager.role() {
             Role::Manager => Ok(member),
             Role::Worker => Err(Status::permission_denied(format!(
                 "this node is a worker; run this on the manager at {}",
@@ -613,14 +558,6 @@ fn check_outside(life: &Life) -> Result<(), Status> {
             "this node is a member of a cluster already, as {}; use 'overlayctl leave' first",
             member.node.name
         ))),
-    }
-}
-
-/// All addresses of a host that has this one.
-fn unspecified(addr: SocketAddr) -> IpAddr {
-    match addr {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 
@@ -683,7 +620,7 @@ fn bad_input(error: anyhow::Error) -> Status {
     Status::invalid_argument(format!("{error:#}"))
 }
 
-fn refused(error: anyhow::Error) -> Status {
+pub(super) fn refused(error: anyhow::Error) -> Status {
     Status::failed_precondition(format!("{error:#}"))
 }
 

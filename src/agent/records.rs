@@ -25,7 +25,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Identity, StateDir, dataplane::DefaultRoute, namespace::Target};
+use super::{Identity, StateDir, address, dataplane::DefaultRoute, namespace::Target};
 use crate::{
     api::{backup::Sections, tls::Credentials},
     engine::membership::Table,
@@ -53,6 +53,12 @@ pub struct MemberRecord {
     pub managers: Vec<SocketAddr>,
     /// Where its own manager listens, if it has one.
     pub listen_addr: Option<SocketAddr>,
+    /// Where a manager of this node is to listen, if the operator chose that.
+    #[serde(default)]
+    pub listen_choice: Option<SocketAddr>,
+    /// Its manager is new: if it has not heard of the cluster when the process ends, it starts anew.
+    #[serde(default)]
+    pub manager_is_new: bool,
 }
 
 /// One endpoint of this node.
@@ -106,6 +112,25 @@ pub struct Interface {
 }
 
 impl MemberRecord {
+    /// The record of a node that has joined by way of a manager, and has none of its own.
+    pub fn new(cluster: [u8; 16], node: Node, manager: SocketAddr) -> Self {
+        Self {
+            cluster,
+            node,
+            manager,
+            managers: Vec::new(),
+            listen_addr: None,
+            listen_choice: None,
+            manager_is_new: false,
+        }
+    }
+
+    /// Returns where a manager of this node is to listen.
+    pub fn will_listen(&self) -> SocketAddr {
+        let advertised = self.node.advertise_addr;
+        self.listen_choice.unwrap_or_else(|| address::any(advertised, advertised.port()))
+    }
+
     /// Returns where the manager of this process is reached from it, if there is one.
     pub fn own_manager(&self) -> Option<SocketAddr> {
         self.listen_addr.map(|listen| own_manager(listen, self.node.advertise_addr))

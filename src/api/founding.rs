@@ -44,10 +44,11 @@ pub struct Joining {
     pub cluster: [u8; 16],
     /// The node as registered.
     pub node: Node,
-    /// The port that every node takes sealed datagrams on.
-    pub data_port: u16,
     /// What the manager gave that took the node in.
     pub gift: ManagerGift,
+    /// What a manager that was one before, or did not come to be one, left in the state folder goes
+    /// first.
+    pub anew: bool,
 }
 
 /// What a manager starts again with.
@@ -58,6 +59,8 @@ pub struct Reopening {
     pub listen_addr: SocketAddr,
     /// The node that it runs on.
     pub node: NodeId,
+    /// It may not have heard of its cluster yet.
+    pub is_new: bool,
     /// The other managers are lost: it goes on without them, in a new epoch.
     pub alone: bool,
     /// What the manager shows of itself: the node's own.
@@ -80,7 +83,7 @@ pub struct Reopened {
 pub enum Ending {
     /// It can be opened again.
     Kept,
-    /// Its cluster never came to be: the log goes too.
+    /// It is a manager no more, or never came to be one: the log goes too.
     Undone,
 }
 

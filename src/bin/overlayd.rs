@@ -133,8 +133,8 @@ fn start_manager() -> StartManager {
         }),
         open: Box::new(|reopening| {
             Box::pin(async move {
-                let (manager, reopened) = Manager::open(reopening).await?;
-                Ok((reopened, stop(manager)))
+                let opened = Manager::open(reopening).await?;
+                Ok(opened.map(|(manager, reopened)| (reopened, stop(manager))))
             })
         }),
     }

@@ -183,14 +183,6 @@ pub async fn info(client: &Client, format: Format) -> Result<(), Failure> {
     show(format, &view, || view.text())
 }
 
-fn role_name(role: Role) -> Option<&'static str> {
-    match role {
-        Role::Manager => Some("manager"),
-        Role::Worker => Some("worker"),
-        Role::Unspecified => None,
-    }
-}
-
 fn join_command(token: &str, manager: &str) -> String {
     format!("overlayctl join --token {token} {manager}")
 }
@@ -245,7 +237,7 @@ impl JoinView {
         Ok(Self {
             cluster_id: output::id(&joined.cluster_id)?,
             node_id: output::id(&node.id)?,
-            role: role_name(node.role()).ok_or_else(|| Failure::bent("join"))?,
+            role: output::role_name(node.role()).ok_or_else(|| Failure::bent("join"))?,
             name: node.name,
             not_reached: joined.not_reached,
         })
@@ -363,7 +355,7 @@ impl InfoView {
         view.cluster_id = Some(output::id(&member.cluster_id)?);
         view.node = Some(NodeView {
             id: output::id(&node.id)?,
-            role: role_name(node.role()).ok_or_else(|| Failure::bent("info"))?,
+            role: output::role_name(node.role()).ok_or_else(|| Failure::bent("info"))?,
             name: node.name,
             address: node.advertise_addr,
             data_address: node.data_addr,

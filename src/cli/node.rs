@@ -1,4 +1,4 @@
-//! `node ls`, `inspect`, `update` and `rm`.
+//! `node ls`, `inspect`, `update`, `promote`, `demote` and `rm`.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use super::{
 };
 use crate::api::proto::{
     Availability, InfoRequest, InspectNodeRequest, InspectNodeResponse, ListNodesRequest,
-    ListNodesResponse, Node, NodeStatus, RemoveNodeRequest, Role, UpdateNodeRequest,
+    ListNodesResponse, Node, NodeStatus, RemoveNodeRequest, Role, SetRoleRequest, SetRoleResponse,
+    UpdateNodeRequest,
 };
 
 /// `overlayctl node`.
@@ -28,6 +29,19 @@ pub enum Command {
     },
     /// Change what the cluster does with a node
     Update(Update),
+    /// Make nodes managers, which decide together with the others
+    Promote {
+        /// Their names, ids, or the starts of ids; 'self' is this node
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers again; one that you do not trust any more has seen the cluster's keys: run
+    /// 'ca rotate' then
+    Demote {
+        /// Their names, ids, or the starts of ids; 'self' is this node
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
     /// Take a node out of the cluster, with its endpoints
     Rm {
         /// Its name, its id, or the start of its id
@@ -72,6 +86,8 @@ impl Command {
             Self::Ls => list(client, format).await,
             Self::Inspect { node } => inspect(client, &node, format).await,
             Self::Update(update) => update.execute(client, format).await,
+            Self::Promote { nodes } => set_role(client, nodes, Role::Manager, format).await,
+            Self::Demote { nodes } => set_role(client, nodes, Role::Worker, format).await,
             Self::Rm { nodes, force } => remove(client, nodes, force, format).await,
         }
     }
@@ -119,6 +135,57 @@ async fn remove(
         print_json(&removed)?;
     }
     Ok(())
+}
+
+async fn set_role(
+    client: &Client,
+    nodes: Vec<String>,
+    role: Role,
+    format: Format,
+) -> Result<(), Failure> {
+    let mut views = Vec::new();
+    for node in nodes {
+        let what = match role {
+            Role::Manager => format!("promote node {node}"),
+            Role::Worker | Role::Unspecified => format!("demote node {node}"),
+        };
+        let reference = resolved(client, node).await?;
+        let request = SetRoleRequest { reference, role: role.into() };
+        let answered = answer(&what, client.control().await?.set_role(request)).await?;
+        let view = RoleSet::new(answered)?;
+        if format == Format::Table {
+            print(&format!("Node {} is a {}.\n", view.name, view.role));
+        }
+        if !view.settled {
+            eprintln!(
+                "overlayctl: warning: node {} does not decide as it should yet; see 'overlayctl node ls', and the log of its overlayd",
+                view.name
+            );
+        }
+        views.push(view);
+    }
+    if format == Format::Json {
+        print_json(&views)?;
+    }
+    Ok(())
+}
+
+/// What `promote` and `demote` answer.
+#[derive(Debug, Serialize)]
+struct RoleSet {
+    id: String,
+    name: String,
+    role: &'static str,
+    /// Whether it decides with the others, or has no say any more.
+    settled: bool,
+}
+
+impl RoleSet {
+    fn new(answered: SetRoleResponse) -> Result<Self, Failure> {
+        let node = answered.node.ok_or_else(|| Failure::bent("node"))?;
+        let role = role(node.role())?;
+        Ok(Self { id: output::id(&node.id)?, name: node.name, role, settled: answered.settled })
+    }
 }
 
 /// What a change of a node answers.
@@ -204,11 +271,7 @@ impl Inspected {
         let status = status(node.status())?;
         Ok(Self {
             id: output::id(&node.id)?,
-            role: match node.role() {
-                Role::Manager => "manager",
-                Role::Worker => "worker",
-                Role::Unspecified => return Err(Failure::bent("node")),
-            },
+            role: role(node.role())?,
             status,
             management_lost: inspected.management_lost,
             silent_s: inspected.silent_ms.map(|ms| ms as f64 / 1000.0),
@@ -306,6 +369,10 @@ fn row(
         version: node.version,
         labels: node.labels,
     })
+}
+
+fn role(role: Role) -> Result<&'static str, Failure> {
+    output::role_name(role).ok_or_else(|| Failure::bent("node"))
 }
 
 fn status(status: NodeStatus) -> Result<&'static str, Failure> {
@@ -413,6 +480,8 @@ mod tests {
         let changed = Changed::new(Some(node)).unwrap();
         golden("node-update", &changed);
         golden("node-rm", &[changed]);
+        let node = Some(self::node(2, "n2", Role::Manager, NodeStatus::Ready));
+        golden("node-promote", &[RoleSet::new(SetRoleResponse { node, settled: true }).unwrap()]);
     }
 
     #[test]

@@ -140,6 +140,15 @@ pub fn bytes(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
+/// Returns what a role is called.
+pub fn role_name(role: proto::Role) -> Option<&'static str> {
+    match role {
+        proto::Role::Manager => Some("manager"),
+        proto::Role::Worker => Some("worker"),
+        proto::Role::Unspecified => None,
+    }
+}
+
 #[cfg(test)]
 pub fn golden(name: &str, value: &impl Serialize) {
     let path = format!("{}/tests/golden/cli/{name}.json", env!("CARGO_MANIFEST_DIR"));

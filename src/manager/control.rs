@@ -24,8 +24,8 @@ use crate::{
             JoinTokenRequest, JoinTokenResponse, ListEndpointsRequest, ListEndpointsResponse,
             ListNetworksRequest, ListNetworksResponse, ListNodesRequest, ListNodesResponse,
             RemoveNetworkRequest, RemoveNetworkResponse, RemoveNodeRequest, RemoveNodeResponse,
-            RotateRootRequest, RotateRootResponse, StartEpochRequest, StartEpochResponse,
-            UpdateNodeRequest, UpdateNodeResponse,
+            RotateRootRequest, RotateRootResponse, SetRoleRequest, SetRoleResponse,
+            StartEpochRequest, StartEpochResponse, UpdateNodeRequest, UpdateNodeResponse,
         },
         tls::root_digest,
     },
@@ -103,7 +103,7 @@ impl proto::control_server::Control for Control {
         let request = request.into_inner();
         let node = self.find_node(&request.reference)?;
         let name = &node.name;
-        self.shared.check_dispensable(&node)?;
+        self.shared.check_dispensable(&node).await?;
         if node.status == NodeStatus::Ready && !request.force {
             return Err(Status::failed_precondition(format!(
                 "node {name} is ready; use 'overlayctl leave' there, or --force"
@@ -112,6 +112,16 @@ impl proto::control_server::Control for Control {
         self.shared.remove(&node).await?;
         info!(node = %name, id = %node.id, "node removed");
         Ok(Response::new(RemoveNodeResponse { node: Some((&node).into()) }))
+    }
+
+    async fn set_role(&self, request: Request<SetRoleRequest>) -> Answer<SetRoleResponse> {
+        self.manager(&request)?;
+        let request = request.into_inner();
+        let role = request.role().try_into()?;
+        let node = self.find_node(&request.reference)?;
+        let (node, settled) = self.shared.set_role(&node, role).await?;
+        info!(node = %node.name, id = %node.id, ?role, "the role of a node was set");
+        Ok(Response::new(SetRoleResponse { node: Some((&node).into()), settled }))
     }
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<BackupPart, Status>> + Send>>;

@@ -71,6 +71,8 @@ struct Session {
     roots_due: bool,
     /// It is to be told where the managers are.
     managers_due: bool,
+    /// It is to be told whether its node is one.
+    role_due: bool,
     /// The nodes that the agent is to look for.
     wanted: BTreeSet<NodeId>,
     /// Those that it was told, and has not answered for.
@@ -148,6 +150,7 @@ impl Dispatcher {
             }
             match event {
                 Event::NodeRemoved(node) => sessions.end(*node),
+                Event::RoleChanged(node, role) => sessions.handle_role(*node, *role),
                 Event::NetworkRemoved(network) => drop(sessions.interested.remove(network)),
                 Event::SecretsChanged => sessions.make_keys_due(revision),
                 Event::RootsChanged => sessions.make_roots_due(),
@@ -252,6 +255,7 @@ impl Dispatcher {
             keys_due: false,
             roots_due: true,
             managers_due: true,
+            role_due: true,
             wanted: BTreeSet::new(),
             looking: BTreeSet::new(),
             wake: wake.clone(),
@@ -391,6 +395,23 @@ impl Dispatcher {
             std::mem::take(&mut sessions.of(handle)?.managers_due)
         };
         due.then(|| self.addresses.list())
+    }
+
+    /// Takes whether the agent is to be told if its node is a manager.
+    pub fn take_role_due(&self, handle: &SessionHandle) -> bool {
+        let mut sessions = self.locked();
+        sessions.of(handle).is_some_and(|session| std::mem::take(&mut session.role_due))
+    }
+
+    /// Notes that these may have begun or ceased to decide.
+    pub fn handle_members(&self, nodes: &BTreeSet<NodeId>) {
+        let mut sessions = self.locked();
+        for node in nodes {
+            if let Some(session) = sessions.by_node.get_mut(node) {
+                session.role_due = true;
+                session.wake.notify_one();
+            }
+        }
     }
 
     /// Takes the digests of the trusted roots if the agent is to be told them.
@@ -540,7 +561,9 @@ impl Sessions {
             },
             // Its endpoints went before, so only who always knows it still does: every node may, if
             // it was a manager.
-            Event::NodeRemoved(_) => self.by_node.keys().copied().collect(),
+            Event::NodeRemoved(_) | Event::RoleChanged(..) => {
+                self.by_node.keys().copied().collect()
+            }
             Event::NetworkRemoved(_)
             | Event::NodeStatusChanged(..)
             | Event::SecretsChanged
@@ -553,6 +576,16 @@ impl Sessions {
             session.roots_due = true;
             session.wake.notify_one();
         }
+    }
+
+    fn handle_role(&mut self, node: NodeId, role: Role) {
+        let Some(session) = self.by_node.get_mut(&node) else { return };
+        match role {
+            Role::Manager => self.managers.insert(node),
+            Role::Worker => self.managers.remove(&node),
+        };
+        session.role_due = true;
+        session.wake.notify_one();
     }
 
     fn make_managers_due(&mut self) {

@@ -14,8 +14,11 @@ use super::{
     status,
 };
 use crate::{
-    api::{LEADER, proto::ManagerGift},
-    engine::cluster::{Command, State},
+    api::{
+        LEADER,
+        proto::{self, ManagerGift},
+    },
+    engine::cluster::{Command, Outcome, State},
     types::{Node, NodeId, NodeStatus, Role},
 };
 
@@ -34,16 +37,28 @@ impl MembersTask {
     pub async fn run(self) {
         let log = &self.shared.log;
         let mut progress = self.shared.dispatcher.progress();
+        let mut late = BTreeSet::new();
         loop {
             progress.mark_unchanged();
             let members = log.members();
-            match next(&members, &log.read(managers)) {
-                Some(next) => match self.change(&next).await {
-                    Ok(()) => info!(managers = next.len(), "the managers that decide changed"),
+            // What a manager that led before has begun is ended first.
+            let begun = log.is_changing().then(|| members.clone());
+            match begun.or_else(|| next(&members, &log.read(managers), &late)) {
+                Some(next) => match self.change(&next, &late).await {
+                    Ok(()) => {
+                        late.retain(|manager| !next.contains(manager));
+                        info!(managers = next.len(), "the managers that decide changed");
+                    }
                     Err(MembersError::Stopped(_)) => return,
                     Err(error) => {
                         warn!(%error, "the managers that decide stay as they are");
-                        sleep(RETRY).await;
+                        let MembersError::Late(manager) = error else {
+                            sleep(RETRY).await;
+                            continue;
+                        };
+                        if !late.insert(manager) {
+                            sleep(RETRY).await;
+                        }
                     }
                 },
                 None => {
@@ -57,22 +72,30 @@ impl MembersTask {
 }
 
 impl MembersTask {
-    /// Makes these decide; gives up on a new one that is taken out again before it has caught up.
-    async fn change(&self, next: &BTreeSet<NodeId>) -> Result<(), MembersError> {
+    /// Makes these decide; gives up on a new one that has not caught up when something else is to be
+    /// done: it is taken out again, or another one comes or goes.
+    async fn change(
+        &self,
+        goal: &BTreeSet<NodeId>,
+        late: &BTreeSet<NodeId>,
+    ) -> Result<(), MembersError> {
         let log = &self.shared.log;
         let mut progress = self.shared.dispatcher.progress();
-        let new: Vec<NodeId> = next.difference(&log.members()).copied().collect();
+        let members = log.members();
+        let new = goal.difference(&members).next().copied();
         let given_up = async {
+            let Some(new) = new else { return std::future::pending().await };
+            let late = late.iter().copied().chain([new]).collect();
             while progress.changed().await.is_ok() {
-                let wanted = log.read(managers);
-                if let Some(gone) = new.iter().find(|new| !wanted.contains(new)) {
-                    return *gone;
+                let other = next(&members, &log.read(managers), &late);
+                if other.is_none_or(|other| !other.contains(&new)) {
+                    return new;
                 }
             }
             std::future::pending().await
         };
         tokio::select! {
-            changed = log.set_members(next.clone()) => changed,
+            changed = log.set_members(goal.clone()) => changed,
             gone = given_up => Err(MembersError::Late(gone)),
         }
     }
@@ -137,11 +160,52 @@ impl Shared {
         })
     }
 
+    /// Returns whether a node's agent is to have a manager. One that decides is needed until the
+    /// others have agreed that it does not.
+    pub(super) fn role_of(&self, node: NodeId) -> proto::Role {
+        let role = self.log.read(|state| state.node(node).map(|node| node.role));
+        let role = match self.log.members().contains(&node) {
+            true => Role::Manager,
+            false => role.unwrap_or(Role::Worker),
+        };
+        role.into()
+    }
+
+    /// Makes a node a manager, or one no more; returns it, and whether those that decide are so.
+    pub(super) async fn set_role(&self, node: &Node, role: Role) -> Result<(Node, bool), Status> {
+        if role == Role::Worker && !self.is_only_manager(node) {
+            self.check_quorum_without(node).await?;
+        }
+        let set = self.log.propose(Command::SetRole { node: node.id, role }).await;
+        let Outcome::Node(node) = set.map_err(status::of_proposal)?.1 else {
+            return Err(Status::internal("setting a role gave no node"));
+        };
+        let settled = self.log.await_deciding(node.id, role == Role::Manager);
+        let settled = timeout(SETTLED_WITHIN, settled).await.is_ok();
+        Ok((node, settled))
+    }
+
     /// Refuses to take a manager out without which the others could not decide.
-    pub(super) fn check_dispensable(&self, node: &Node) -> Result<(), Status> {
-        if node.role == Role::Worker {
+    pub(super) async fn check_dispensable(&self, node: &Node) -> Result<(), Status> {
+        if self.is_only_manager(node) {
+            return Err(Status::failed_precondition(format!(
+                "node {} is the only manager; end the cluster with 'overlayctl leave --force' there",
+                node.name
+            )));
+        }
+        self.check_quorum_without(node).await
+    }
+
+    fn is_only_manager(&self, node: &Node) -> bool {
+        self.log.read(managers).iter().eq([&node.id])
+    }
+
+    async fn check_quorum_without(&self, node: &Node) -> Result<(), Status> {
+        if !self.log.members().contains(&node.id) {
             return Ok(());
         }
+        // Where too few are there already, nothing of it comes into the log.
+        self.log.catch_up().await.map_err(status::of_proposal)?;
         let (left, ready) = self.log.read(|state| {
             let left =
                 state.nodes().filter(|other| other.role == Role::Manager && other.id != node.id);
@@ -150,11 +214,6 @@ impl Shared {
             (left.len(), left.iter().filter(ready).count())
         });
         let name = &node.name;
-        if left == 0 {
-            return Err(Status::failed_precondition(format!(
-                "node {name} is the only manager; end the cluster with 'overlayctl leave --force' there"
-            )));
-        }
         if ready <= left / 2 {
             return Err(Status::failed_precondition(format!(
                 "without node {name} {ready} of {left} manager(s) would be ready, and more than half must be; bring one back first, or take out one that is down"
@@ -169,7 +228,7 @@ impl Shared {
         removed.map_err(status::of_proposal)?;
         self.watch.handle_removed(node.id);
         if node.role == Role::Manager
-            && timeout(OUT_AFTER, self.log.await_without(node.id)).await.is_err()
+            && timeout(SETTLED_WITHIN, self.log.await_deciding(node.id, false)).await.is_err()
         {
             warn!(node = %node.name, "a manager that was taken out still has a say");
         }
@@ -191,22 +250,34 @@ pub fn managers(state: &State) -> BTreeSet<NodeId> {
     state.nodes().filter(|node| node.role == Role::Manager).map(|node| node.id).collect()
 }
 
-/// The members after the next change, if there is one to make.
-fn next(members: &BTreeSet<NodeId>, wanted: &BTreeSet<NodeId>) -> Option<BTreeSet<NodeId>> {
-    let mut next = members.clone();
-    if let Some(new) = wanted.difference(members).next() {
-        next.insert(*new);
-    } else if let Some(gone) = members.difference(wanted).next() {
-        next.remove(gone);
+/// The members after the next change, if there is one to make; those that did not come in time are
+/// tried again when there is nothing else to do.
+fn next(
+    members: &BTreeSet<NodeId>,
+    wanted: &BTreeSet<NodeId>,
+    late: &BTreeSet<NodeId>,
+) -> Option<BTreeSet<NodeId>> {
+    let (mut with, mut without) = (members.clone(), members.clone());
+    let new: Vec<&NodeId> = wanted.difference(members).collect();
+    if let Some(new) = new.iter().find(|new| !late.contains(new)) {
+        with.insert(**new);
+        return Some(with);
     }
-    (next != *members && !next.is_empty()).then_some(next)
+    if let Some(gone) = members.difference(wanted).next() {
+        without.remove(gone);
+        if !without.is_empty() {
+            return Some(without);
+        }
+    }
+    with.insert(**new.first()?);
+    Some(with)
 }
 
 const RETRY: Duration = Duration::from_secs(1);
 /// Longer than an election takes, shorter than an agent waits for its stream to open.
 const LEADS_SOON: Duration = Duration::from_secs(2);
-/// Two entries of the log.
-const OUT_AFTER: Duration = Duration::from_secs(5);
+/// A new manager starts and hears all that was decided; one that goes takes two entries of the log.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -215,11 +286,18 @@ mod tests {
     #[test]
     fn one_is_taken_in_or_out_at_a_time_and_the_last_stays() {
         let ids = |ids: &[u128]| ids.iter().map(|id| NodeId::from_u128(*id)).collect();
-        let next = |members: &[u128], wanted: &[u128]| next(&ids(members), &ids(wanted));
+        let late = |members: &[u128], wanted: &[u128], late: &[u128]| {
+            next(&ids(members), &ids(wanted), &ids(late))
+        };
+        let next = |members: &[u128], wanted: &[u128]| late(members, wanted, &[]);
         assert_eq!(next(&[1], &[1]), None);
         assert_eq!(next(&[1], &[1, 2, 3]), Some(ids(&[1, 2])));
         assert_eq!(next(&[1, 2], &[1, 3]), Some(ids(&[1, 2, 3])), "in before out");
         assert_eq!(next(&[1, 2, 3], &[1, 3]), Some(ids(&[1, 3])));
         assert_eq!(next(&[1], &[]), None);
+        assert_eq!(late(&[1], &[1, 2, 3], &[2]), Some(ids(&[1, 3])), "others are not kept waiting");
+        assert_eq!(late(&[1, 3], &[1, 2], &[2]), Some(ids(&[1])));
+        assert_eq!(late(&[1], &[2], &[2]), Some(ids(&[1, 2])), "the last one stays until then");
+        assert_eq!(late(&[1], &[1, 2], &[2]), Some(ids(&[1, 2])));
     }
 }

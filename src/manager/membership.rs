@@ -17,8 +17,8 @@ use crate::{
         Malformed, parse_id, parse_list, parse_text,
         proof::{Purpose, Statement},
         proto::{
-            self, ChallengeRequest, ChallengeResponse, JoinRequest, JoinResponse, LeaveRequest,
-            LeaveResponse, RenewRequest, RenewResponse,
+            self, ChallengeRequest, ChallengeResponse, GiftRequest, GiftResponse, JoinRequest,
+            JoinResponse, LeaveRequest, LeaveResponse, RenewRequest, RenewResponse,
         },
     },
     engine::cluster::{Command, NameChoice, Outcome, RegisterNode, State, TokenUse},
@@ -79,7 +79,6 @@ impl proto::membership_server::Membership for Membership {
             node: Some((&node).into()),
             certificate: certified.certificate,
             root: certified.roots.swap_remove(0),
-            data_port: self.shared.settings.data_port.into(),
             manager,
         }))
     }
@@ -114,13 +113,24 @@ impl proto::membership_server::Membership for Membership {
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
         let node = self.shared.member(&request)?;
-        self.shared.check_dispensable(&node)?;
+        self.shared.check_dispensable(&node).await?;
         if request.get_ref().asks {
             return Ok(Response::new(LeaveResponse {}));
         }
         self.shared.remove(&node).await?;
         info!(node = %node.name, id = %node.id, "node left");
         Ok(Response::new(LeaveResponse {}))
+    }
+
+    async fn gift(&self, request: Request<GiftRequest>) -> Result<Response<GiftResponse>, Status> {
+        let node = self.shared.member(&request)?;
+        match node.role {
+            Role::Manager => Ok(Response::new(GiftResponse { manager: Some(self.shared.gift()?) })),
+            Role::Worker => Err(Status::permission_denied(format!(
+                "node {} is a worker; promote it first",
+                node.name
+            ))),
+        }
     }
 }
 

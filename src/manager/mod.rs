@@ -41,7 +41,7 @@ use futures_util::stream;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
-    task::{JoinHandle, JoinSet},
+    task::{JoinError, JoinHandle, JoinSet},
     time::timeout,
 };
 use tonic::{Request, Status, transport::Server};
@@ -208,29 +208,27 @@ impl Manager {
     }
 
     /// Serves a cluster again that was founded in this state folder. No node is connected yet;
-    /// those that were Ready have as long to come as if they were heard just now.
+    /// those that were Ready have as long to come as if they were heard just now. `None` if the node
+    /// has no manager any more, or has none yet, and what is left of it is removed.
     ///
     /// # Errors
     /// The address cannot be listened on; the log or the manager's key is missing, damaged, or not
     /// of this node's cluster. All of it is left as it is.
-    pub async fn open(reopening: Reopening) -> anyhow::Result<(Self, Reopened)> {
-        let Reopening { state_dir, listen_addr, node, alone, credentials } = reopening;
+    pub async fn open(reopening: Reopening) -> anyhow::Result<Option<(Self, Reopened)>> {
+        let Reopening { state_dir, listen_addr, node, is_new, alone, credentials } = reopening;
         let listener = listen(listen_addr, "end what has it, then start overlayd again").await?;
         let listen_addr = listener.local_addr()?;
         let folder = folder(&state_dir);
         let path = folder.join(LOG_FILE);
-        // Reading and checking all of it keeps a thread busy for a while.
-        let file = {
-            let path = path.clone();
-            tokio::task::spawn_blocking(move || {
-                let mut file = LogFile::open(&path)?;
-                if alone {
-                    file.force_alone(node)?;
-                }
-                Ok::<_, OpenError>(file)
-            })
-            .await??
+        let file = match open_file(path.clone(), alone.then_some(node)).await? {
+            Err(OpenError::Missing { .. }) if is_new => return Ok(None),
+            opened => opened?,
         };
+        if is_new && file.is_of(node) && file.state().cluster().is_none() {
+            drop(file);
+            remove(&folder);
+            return Ok(None);
+        }
         let path = path.display();
         let (Some(settings), Some(secrets)) = (file.state().cluster(), file.state().secrets())
         else {
@@ -239,13 +237,18 @@ impl Manager {
         let (cluster, data_port) = (settings.id, settings.data_port);
         let life = Duration::from_secs(settings.certificate_life_s);
         let trust = Arc::new(Trust::open(cluster, secrets, ManagerKey::open(&folder)?)?);
-        let node = file.state().node(node).filter(|node| node.role == Role::Manager).cloned();
+        let node = file.state().node(node).cloned();
         let known = credentials.roots.iter().any(|root| trust.authority().knows(root));
         let Some(node) = node.filter(|_| known) else {
             bail!(
                 "this node is no manager of the cluster in the log {path}; restore a backup with overlayd --restore"
             );
         };
+        if node.role == Role::Worker && file.is_of(node.id) && !file.decides(node.id) {
+            drop(file);
+            remove(&folder);
+            return Ok(None);
+        }
         let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         dispatcher.adopt(file.state());
         let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
@@ -258,7 +261,7 @@ impl Manager {
         let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, &[])?;
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
-        Ok((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr }))
+        Ok(Some((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr })))
     }
 
     /// Starts the manager of a node that joined others; what they decided comes over its address.
@@ -269,6 +272,9 @@ impl Manager {
     pub async fn join(joining: Joining) -> anyhow::Result<(Self, SocketAddr)> {
         let listener =
             listen(joining.listen_addr, "choose another address with --listen-addr").await?;
+        if joining.anew && folder(&joining.state_dir).exists() {
+            remove(&folder(&joining.state_dir));
+        }
         let folder = make_folder(&joining.state_dir)?;
         let file = LogFile::create(&folder.join(LOG_FILE))?;
         let joined = Self::join_in(&folder, file, listener, joining).await;
@@ -284,7 +290,8 @@ impl Manager {
         listener: TcpListener,
         joining: Joining,
     ) -> anyhow::Result<(Self, SocketAddr)> {
-        let Joining { cluster, node, data_port, gift, .. } = joining;
+        let Joining { cluster, node, gift, .. } = joining;
+        let data_port = node.data_addr.port();
         let listen_addr = listener.local_addr()?;
         let secrets = serde_json::from_slice(&gift.secrets).context("read the secrets")?;
         let trust = Trust::open(cluster, &secrets, ManagerKey::restore(folder, &gift.key)?)?;
@@ -438,6 +445,22 @@ async fn listen(addr: SocketAddr, advice: &str) -> anyhow::Result<TcpListener> {
     listener.map_err(|error| anyhow!("listen on {addr}: {error}; {advice}"))
 }
 
+/// Opens a manager's log, from which the others go first if this one goes on alone. Reading and
+/// checking all of it keeps a thread busy for a while.
+async fn open_file(
+    path: PathBuf,
+    alone: Option<NodeId>,
+) -> Result<Result<LogFile, OpenError>, JoinError> {
+    let open = move || {
+        let mut file = LogFile::open(&path)?;
+        if let Some(manager) = alone {
+            file.force_alone(manager)?;
+        }
+        Ok(file)
+    };
+    tokio::task::spawn_blocking(open).await
+}
+
 async fn start_log(
     file: LogFile,
     manager: NodeId,
@@ -460,6 +483,10 @@ impl Watch for Tell {
 
     fn handle_replaced(&mut self, state: &State) {
         self.0.replace(state);
+    }
+
+    fn handle_members(&mut self, managers: &BTreeSet<NodeId>) {
+        self.0.handle_members(managers);
     }
 }
 

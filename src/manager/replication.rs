@@ -140,6 +140,7 @@ impl Addresses {
         let is_manager = |node| state.node(node).is_some_and(|node| node.role == Role::Manager);
         let concerns = |event: &Event| match event {
             Event::NodeRemoved(node) => is_known(node),
+            Event::RoleChanged(..) => true,
             Event::NodeChanged(node) => is_manager(*node) || is_known(node),
             Event::NodeStatusChanged(..)
             | Event::NetworkChanged(_)

@@ -43,6 +43,7 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::NoCluster
         | Refusal::SecretRotating
         | Refusal::RootRotating { .. }
+        | Refusal::OnlyManager { .. }
         | Refusal::NetworkInUse { .. } => Code::FailedPrecondition,
         Refusal::NotYours { .. }
         | Refusal::TokenUnknown

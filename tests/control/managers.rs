@@ -2,7 +2,10 @@
 
 use overlay::api::{
     Joining,
-    proto::{ReplicationRequest, replication_client::ReplicationClient},
+    proto::{
+        GiftRequest, ManagerGift, ReplicationRequest, SetRoleRequest, SetRoleResponse,
+        replication_client::ReplicationClient,
+    },
 };
 
 use super::*;
@@ -19,31 +22,38 @@ impl Other {
     async fn join(cluster: &Cluster, name: &str) -> Self {
         let token = cluster.manager_token().await;
         let identity = cluster.identity(name);
-        // Others call it where it says that it is.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = free.local_addr().unwrap();
-        drop(free);
+        let addr = free_addr();
         let introduction = Introduction { advertise_addr: addr, ..introduction(&identity, name) };
         let admitted = join::join(cluster.addr, &token, &introduction).await.unwrap();
-        let joined = admitted.joined;
+        let gift = admitted.manager.expect("it is to be a manager");
+        let other = Self::start(cluster, admitted.joined, gift, false).await;
+        other.until_it_decides().await;
+        other
+    }
+
+    /// Starts the manager of a node that joined or was promoted.
+    async fn start(cluster: &Cluster, joined: Joined, gift: ManagerGift, anew: bool) -> Self {
+        let addr = joined.node.advertise_addr;
         let joining = Joining {
-            state_dir: cluster.folders.path().join(name),
+            state_dir: cluster.folders.path().join(joined.node.name.as_str()),
             listen_addr: addr,
             cluster: joined.cluster,
             node: joined.node.clone(),
-            data_port: admitted.data_port,
-            gift: admitted.manager.expect("it is to be a manager"),
+            gift,
+            anew,
         };
         let (manager, listens) = Manager::join(joining).await.unwrap();
         assert_eq!(listens, addr);
-        let other = Self { manager, joined, addr };
+        Self { manager, joined, addr }
+    }
+
+    async fn until_it_decides(&self) {
         within(async {
-            while !other.deciding().await.contains(&other.joined.node.id) {
+            while !self.deciding().await.contains(&self.joined.node.id) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })
         .await;
-        other
     }
 
     /// Who decides, as this manager knows it; nobody until it has heard of itself.
@@ -72,7 +82,17 @@ impl Other {
     }
 }
 
+/// Where nobody listens now; others call a manager where it says that it is.
+fn free_addr() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
 impl Cluster {
+    async fn set_role(&self, node: &Joined, role: Role) -> Result<SetRoleResponse, Status> {
+        let request = SetRoleRequest { reference: node.node.name.to_string(), role: role.into() };
+        self.control().await.set_role(request).await.map(Response::into_inner)
+    }
+
     async fn manager_token(&self) -> JoinToken {
         let request = JoinTokenRequest { role: Role::Manager.into(), ..Default::default() };
         let token = self.control().await.join_token(request).await.unwrap().into_inner().token;
@@ -150,6 +170,116 @@ async fn a_manager_leaves_only_when_the_others_can_decide_without_it() {
     cluster.network("alone").await;
     let listed = cluster.control().await.list_nodes(ListNodesRequest {}).await.unwrap();
     assert_eq!(listed.into_inner().deciding, [cluster.first.node.id.to_bytes()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_promoted_decides_and_is_demoted_again() {
+    let cluster = Cluster::found().await;
+    cluster.network("before").await;
+    let identity = cluster.identity("w");
+    let introduction = Introduction { advertise_addr: free_addr(), ..introduction(&identity, "w") };
+    let joined = join::join(cluster.addr, &cluster.token, &introduction).await.unwrap().joined;
+    let agent = Agent::start(&cluster, &joined).await;
+    let channel = agent.connected.borrow().clone().unwrap();
+    let mut membership = MembershipClient::new(channel.clone());
+    let refused = membership.gift(GiftRequest {}).await.unwrap_err();
+    assert_eq!(refused.message(), "node w is a worker; promote it first");
+
+    let mut told = agent.managers.role();
+    let promoted = async { cluster.set_role(&joined, Role::Manager).await.unwrap() };
+    let started = async {
+        within(told.wait_for(|role| *role == overlay::types::Role::Manager)).await.unwrap();
+        let gift = membership.gift(GiftRequest {}).await.unwrap().into_inner().manager.unwrap();
+        Other::start(&cluster, joined.clone(), gift, true).await
+    };
+    let (promoted, w) = tokio::join!(promoted, started);
+    assert!(promoted.settled, "it decides with the first");
+    w.until_it_decides().await;
+    w.create("by-w").await.unwrap();
+    assert!(w.has("before").await);
+
+    // It goes on for as long as the first needs it, and hears that it is one no more only then.
+    let demoted = cluster.set_role(&joined, Role::Worker).await.unwrap();
+    assert!(demoted.settled);
+    within(told.wait_for(|role| *role == overlay::types::Role::Worker)).await.unwrap();
+    let Other { manager, .. } = w;
+    manager.end(Ending::Undone).await;
+    assert!(!cluster.folders.path().join("w/manager").exists(), "its log and keys are gone");
+    cluster.network("alone").await;
+    let refused = ControlClient::new(channel).list_nodes(ListNodesRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demotion_that_would_lose_the_quorum_is_refused() {
+    let cluster = Cluster::found().await;
+    let only = cluster.set_role(&cluster.first, Role::Worker).await.unwrap_err();
+    assert_eq!(only.message(), "node n1 is the only manager; promote another node first");
+    let n2 = Other::join(&cluster, "n2").await;
+    // Nobody hears of n2's node.
+    let refused = cluster.set_role(&cluster.first, Role::Worker).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        "without node n1 0 of 1 manager(s) would be ready, and more than half must be; bring one back first, or take out one that is down"
+    );
+    // One that is away may go, and the other decides alone.
+    assert!(cluster.set_role(&n2.joined, Role::Worker).await.unwrap().settled);
+    n2.manager.shutdown().await;
+    cluster.network("alone").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_manager_that_never_comes_keeps_no_other_waiting() {
+    let cluster = Cluster::found().await;
+    let never = cluster.worker("never").await;
+    let promoted = cluster.set_role(&never, Role::Manager);
+    // Its turn is first, and nobody is there.
+    let (promoted, n2) = tokio::join!(promoted, Other::join(&cluster, "n2"));
+    assert!(!promoted.unwrap().settled);
+    assert!(!n2.deciding().await.contains(&never.node.id));
+    assert!(cluster.set_role(&never, Role::Worker).await.unwrap().settled);
+    n2.create("by-n2").await.unwrap();
+    n2.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_was_demoted_while_it_was_away_hears_that_it_decides_no_more() {
+    let cluster = Cluster::found().await;
+    let Other { manager, joined, addr } = Other::join(&cluster, "n2").await;
+    let state_dir = cluster.folders.path().join("n2");
+    let reopening = |is_new| Reopening {
+        is_new,
+        alone: false,
+        state_dir: state_dir.clone(),
+        listen_addr: addr,
+        node: joined.node.id,
+        credentials: joined.credentials.clone(),
+    };
+    manager.shutdown().await;
+    assert!(cluster.set_role(&joined, Role::Worker).await.is_err(), "one of two cannot decide");
+    // It is needed to decide that it is not.
+    let (manager, _) = Manager::open(reopening(false)).await.unwrap().unwrap();
+    within(async { while cluster.set_role(&joined, Role::Worker).await.is_err() {} }).await;
+    let n2 = joined.node.id.to_bytes().to_vec();
+    within(async {
+        loop {
+            let listed = cluster.control().await.list_nodes(ListNodesRequest {}).await;
+            if listed.is_ok_and(|listed| !listed.into_inner().deciding.contains(&n2)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    manager.end(Ending::Undone).await;
+    cluster.network("alone").await;
+    let missing = Manager::open(reopening(false)).await.err().unwrap().to_string();
+    assert!(
+        missing.ends_with("is not there; restore a backup with overlayd --restore"),
+        "{missing}"
+    );
+    let none = Manager::open(reopening(true)).await.unwrap();
+    assert!(none.is_none(), "it ended before it had begun");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use overlay::{
         proto::{CreateEndpointRequest, attachment_client::AttachmentClient},
     },
     engine::membership::Table,
+    types::Role,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tonic::transport::Channel;
@@ -166,7 +167,7 @@ impl Link {
         };
         let look_for: LookFor = Arc::new(|_, _| Box::pin(async { true }));
         let table = Table::empty(joined.node.id);
-        let managers = Arc::new(Managers::new(manager, Vec::new()));
+        let managers = Arc::new(Managers::new(manager, Vec::new(), Role::Worker));
         let link = LinkTask::new(managers, certificate, table, publish, look_for, channels);
         Ok(Self { task: tokio::spawn(link.run()), connected, revision, published })
     }

@@ -27,13 +27,15 @@ pub async fn run(folder: &str) -> anyhow::Result<()> {
         Ok(kept) => {
             let kept: Kept = serde_json::from_slice(&kept)?;
             let (manager, _) = Manager::open(Reopening {
+                is_new: false,
                 alone: false,
                 state_dir: folder.to_owned(),
                 listen_addr: kept.serving.addr,
                 node: kept.node,
                 credentials: kept.serving.credentials(),
             })
-            .await?;
+            .await?
+            .context("its node is no manager")?;
             say(&kept.serving).await?;
             manager
         }

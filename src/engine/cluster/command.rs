@@ -73,6 +73,13 @@ pub enum Command {
     },
     /// Takes a node and its endpoints out.
     RemoveNode(NodeId),
+    /// Makes a node a manager, or one no more.
+    SetRole {
+        /// Which node.
+        node: NodeId,
+        /// What it is from now on.
+        role: Role,
+    },
     /// Changes what the operator says of a node.
     UpdateNode(UpdateNode),
     /// Makes a network.
@@ -231,6 +238,8 @@ pub enum Event {
     NodeChanged(NodeId),
     /// A node is heard or not.
     NodeStatusChanged(NodeId, NodeStatus),
+    /// A node became a manager, or is one no more.
+    RoleChanged(NodeId, Role),
     /// A node is out; its endpoints went before.
     NodeRemoved(NodeId),
     /// A network was made or changed.

@@ -63,7 +63,7 @@ impl Digests {
                     sums.endpoints.remove(digest::of_endpoint(endpoint));
                 }
             }
-            Event::NodeStatusChanged(..) | Event::RootsChanged => {}
+            Event::NodeStatusChanged(..) | Event::RoleChanged(..) | Event::RootsChanged => {}
             Event::SecretsChanged => self.count_peers(state, keys),
         }
     }

@@ -107,6 +107,7 @@ impl State {
             Command::SetNodeStatus { node, status } => self.set_node_status(node, status),
             Command::UpdateNode(update) => self.update_node(update),
             Command::RemoveNode(node) => self.remove_node(node),
+            Command::SetRole { node, role } => self.set_role(node, role),
             Command::CreateNetwork(create) => self.create_network(create),
             Command::RemoveNetwork(network) => self.remove_network(network),
             Command::CreateEndpoint(create) => self.create_endpoint(create),

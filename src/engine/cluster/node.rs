@@ -75,6 +75,22 @@ impl State {
         Ok(Applied { outcome: Outcome::Done, events })
     }
 
+    /// Who was a manager has seen the cluster secret, which gets a successor.
+    pub(super) fn set_role(&mut self, id: NodeId, role: Role) -> Result<Applied, Refusal> {
+        let is_other = |other: &&Node| other.role == Role::Manager && other.id != id;
+        let only = !self.nodes.values().any(|other| is_other(&other));
+        let node = self.nodes.get_mut(&id).ok_or_else(|| unknown(Kind::Node, id))?;
+        if role == Role::Worker && only {
+            return Err(Refusal::OnlyManager { name: node.name.clone() });
+        }
+        let changed = node.role != role;
+        node.role = role;
+        let outcome = Outcome::Node(node.clone());
+        self.secret_due |= changed && role == Role::Worker;
+        let events = changed.then_some(Event::RoleChanged(id, role)).into_iter().collect();
+        Ok(Applied { outcome, events })
+    }
+
     pub(super) fn update_node(&mut self, update: UpdateNode) -> Result<Applied, Refusal> {
         let node = self.nodes.get_mut(&update.node);
         let node = node.ok_or_else(|| unknown(Kind::Node, update.node))?;

@@ -68,6 +68,8 @@ pub enum Refusal {
         .given.lowest, .given.highest, .other.lowest, .other.highest
     )]
     Versions { given: VersionRange, of: Name, other: VersionRange },
+    #[error("node {name} is the only manager; promote another node first")]
+    OnlyManager { name: Name },
     #[error("this node is a member already, as node {name}; leave it so, or end that daemon first")]
     KeyInUse { name: Name },
     #[error(

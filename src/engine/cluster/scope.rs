@@ -144,6 +144,10 @@ impl Scope {
                     changes.push(Change::Network(network.clone()));
                 }
             }
+            Event::RoleChanged(id, role) => {
+                let is_manager = *role == Role::Manager;
+                self.handle_role(state, *id, is_manager, pair_keys, &mut changes);
+            }
             // A node's endpoints went before it.
             Event::NodeRemoved(id) => {
                 if self.peers.remove(id).is_some() {
@@ -158,6 +162,27 @@ impl Scope {
             Event::RootsChanged => {}
         }
         changes
+    }
+
+    fn handle_role(
+        &mut self,
+        state: &State,
+        id: NodeId,
+        is_manager: bool,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        changes: &mut Vec<Change>,
+    ) {
+        if id == self.node {
+            self.manager = is_manager;
+            let workers = state.nodes().filter(|other| other.role == Role::Worker);
+            for other in workers.filter(|other| other.id != id) {
+                self.always_know(other, is_manager, pair_keys, changes);
+            }
+        } else if !self.manager
+            && let Some(node) = state.node(id)
+        {
+            self.always_know(node, is_manager, pair_keys, changes);
+        }
     }
 
     fn enter(
@@ -192,23 +217,52 @@ impl Scope {
         pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
         changes: &mut Vec<Change>,
     ) {
-        let known = self.peers.entry(endpoint.node).or_default();
-        *known += 1;
-        if *known == 1 {
-            let node = state.node(endpoint.node);
-            let peer = node.map(|node| peer_of(node, pair_keys(endpoint.node)));
-            changes.extend(peer.map(Change::Peer));
+        if let Some(node) = state.node(endpoint.node) {
+            self.count(node, pair_keys, changes);
         }
         changes.push(Change::Endpoint(endpoint.clone()));
     }
 
     fn forget(&mut self, endpoint: &Endpoint, changes: &mut Vec<Change>) {
         changes.push(Change::EndpointGone(endpoint.id));
-        if let Some(known) = self.peers.get_mut(&endpoint.node) {
-            *known -= 1;
-            if *known == 0 {
-                self.peers.remove(&endpoint.node);
-                changes.push(Change::PeerGone(endpoint.node));
+        self.count_off(endpoint.node, changes);
+    }
+
+    /// Knows another node from now on whatever their networks are, or not any more.
+    fn always_know(
+        &mut self,
+        other: &Node,
+        known: bool,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        changes: &mut Vec<Change>,
+    ) {
+        match known {
+            true => self.count(other, pair_keys, changes),
+            false => self.count_off(other.id, changes),
+        }
+    }
+
+    /// There is one more reason to know a node.
+    fn count(
+        &mut self,
+        node: &Node,
+        pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        changes: &mut Vec<Change>,
+    ) {
+        let reasons = self.peers.entry(node.id).or_default();
+        *reasons += 1;
+        if *reasons == 1 {
+            changes.push(Change::Peer(peer_of(node, pair_keys(node.id))));
+        }
+    }
+
+    /// There is one reason less to know a node.
+    fn count_off(&mut self, node: NodeId, changes: &mut Vec<Change>) {
+        if let Some(reasons) = self.peers.get_mut(&node) {
+            *reasons -= 1;
+            if *reasons == 0 {
+                self.peers.remove(&node);
+                changes.push(Change::PeerGone(node));
             }
         }
     }

@@ -608,7 +608,30 @@ fn command() -> impl Strategy<Value = Command> {
             node: NodeId::from_u128(id),
             status: if ready { NodeStatus::Ready } else { NodeStatus::Down },
         }),
+        2 => (1..5u128, any::<bool>()).prop_map(|(id, manager)| Command::SetRole {
+            node: NodeId::from_u128(id),
+            role: if manager { Role::Manager } else { Role::Worker },
+        }),
     ]
+}
+
+#[test]
+fn the_only_manager_stays_one_and_whoever_was_one_makes_another_secret_due() {
+    let mut log = Log::new();
+    let (first, second) = (log.node(1), log.node(2));
+    let set = |node, role| Command::SetRole { node, role };
+    let applied = log.apply(set(first, Role::Manager)).unwrap();
+    assert_eq!(applied.events, [Event::RoleChanged(first, Role::Manager)]);
+    assert_eq!(log.apply(set(first, Role::Manager)).unwrap().events, [], "nothing changed");
+    let refused = log.refused(set(first, Role::Worker));
+    assert_eq!(refused, "node n1 is the only manager; promote another node first");
+    log.apply(set(second, Role::Worker)).unwrap();
+    log.apply(set(second, Role::Manager)).unwrap();
+    assert!(!log.state.is_secret_due());
+    let applied = log.apply(set(first, Role::Worker)).unwrap();
+    assert_eq!(applied.events, [Event::RoleChanged(first, Role::Worker)]);
+    assert!(log.state.is_secret_due(), "it has seen the one that there is");
+    log.refused(set(NodeId::from_u128(9), Role::Manager));
 }
 
 #[test]
@@ -767,6 +790,7 @@ proptest! {
                     }
                     Event::NodeRemoved(id) => drop(views.remove(id)),
                     Event::NodeStatusChanged(..)
+                    | Event::RoleChanged(..)
                     | Event::NetworkChanged(_)
                     | Event::NetworkRemoved(_)
                     | Event::EndpointCreated(_)

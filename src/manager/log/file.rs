@@ -277,6 +277,24 @@ impl LogFile {
         }
     }
 
+    /// Whether it is a manager's, or nobody's yet.
+    pub fn is_of(&self, manager: NodeId) -> bool {
+        self.held.owner.is_none_or(|owner| owner == manager)
+    }
+
+    /// Whether a manager may decide, by what was decided or what came after that.
+    pub fn decides(&self, manager: NodeId) -> bool {
+        let Held { kept, replica, .. } = &self.held;
+        let applied = replica.applied.map_or(0, |applied| applied.index);
+        let newer =
+            kept.entries.range(applied..).filter_map(|(_, (entry, _))| match &entry.payload {
+                openraft::EntryPayload::Membership(membership) => Some(membership),
+                openraft::EntryPayload::Blank | openraft::EntryPayload::Normal(_) => None,
+            });
+        let mut all = newer.chain([replica.membership.membership()]);
+        all.any(|membership| membership.voter_ids().any(|voter| voter == manager))
+    }
+
     /// Returns the state that the log makes, as far as it is known to be committed.
     pub fn state(&self) -> &State {
         &self.held.replica.made.state

@@ -1,7 +1,7 @@
 //! The state as openraft sees it: what committed entries make of it, and snapshots of it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -138,10 +138,20 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let Self { common, watcher, .. } = self;
         let watcher = watcher.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Self::replica_mut(common);
-        let mut watch = |state: &State, revision, events: &[Event]| {
-            watcher.handle_applied(state, revision, events);
-        };
-        Ok(entries.into_iter().map(|entry| replica.apply(entry, &mut watch)).collect())
+        let mut answers = Vec::new();
+        for entry in entries {
+            let before = matches!(entry.payload, EntryPayload::Membership(_))
+                .then(|| replica.membership.voter_ids().collect::<BTreeSet<_>>());
+            let watch = |state: &State, revision, events: &[Event]| {
+                watcher.handle_applied(state, revision, events);
+            };
+            answers.push(replica.apply(entry, watch));
+            if let Some(before) = before {
+                let changed = replica.membership.voter_ids().chain(before).collect();
+                watcher.handle_members(&changed);
+            }
+        }
+        Ok(answers)
     }
 
     /// Takes a copy, so that applying goes on while it is written out.

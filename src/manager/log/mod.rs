@@ -67,6 +67,8 @@ pub trait Watch: Send {
     fn handle_applied(&mut self, state: &State, revision: Revision, events: &[Event]);
     /// Another state came in the place of the one before: this member was too late for entries.
     fn handle_replaced(&mut self, state: &State);
+    /// These may have begun or ceased to decide.
+    fn handle_members(&mut self, _managers: &BTreeSet<NodeId>) {}
 }
 
 /// How a member of the log is run.
@@ -297,45 +299,70 @@ impl Log {
     }
 
     /// Makes exactly these managers decide. One that is new hears all that is in the log first, which
-    /// is waited for; one that is none any more hears no more.
+    /// is waited for; one that is none any more hears that, if it is there, and no more.
     ///
     /// # Errors
     /// This manager does not lead, another change is under way, or a new one cannot be reached.
     pub async fn set_members(&self, members: BTreeSet<NodeId>) -> Result<(), MembersError> {
         let raft = self.common.raft.get().ok_or(MembersError::Stopped(Stopped::Ending))?;
-        let strays = self.strays(&members);
-        if !strays.is_empty() {
-            let removed = raft.change_membership(ChangeMembers::RemoveNodes(strays), false).await;
-            removed.map_err(|error| self.not_changed(error))?;
-        }
+        self.remove_strays(raft, &members).await?;
         for new in members.difference(&self.members()) {
             let added = raft.add_learner(*new, EmptyNode {}, false).await;
             added.map_err(|error| self.not_changed(error))?;
             // openraft's own waiting takes one that never answered for caught up if the log is short.
             let has_caught_up = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
-                let replicated = metrics.replication.as_ref().and_then(|all| all.get(new));
-                let last = replicated.copied().flatten().map(|last| last.index);
+                let last = replicated(metrics, *new);
                 last.is_some_and(|last| Some(last + MOST_BEHIND) >= metrics.last_log_index)
             };
             let wait = raft.wait(Some(CAUGHT_UP_AFTER));
             let caught_up = wait.metrics(has_caught_up, "a new member").await;
             caught_up.map_err(|_| MembersError::Late(*new))?;
         }
-        let changed = raft.change_membership(members, false).await;
-        changed.map(drop).map_err(|error| self.not_changed(error))
+        let changed = raft.change_membership(members.clone(), true).await;
+        let changed = changed.map_err(|error| self.not_changed(error))?.log_id.index;
+        let gone = self.strays(&members);
+        let have_heard = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            let mut last = gone.iter().map(|gone| replicated(metrics, *gone));
+            metrics.replication.is_none() || last.all(|last| last >= Some(changed))
+        };
+        // One that is away hears it from its agent.
+        let _ = raft.wait(Some(HEARD_WITHIN)).metrics(have_heard, "those that go").await;
+        self.remove_strays(raft, &members).await
     }
 
-    /// Those that were to become members and are not wanted any more.
+    /// Those that were to become members and are not wanted any more, or were members.
     fn strays(&self, members: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
         let membership = replica.membership.membership();
         membership.learner_ids().filter(|learner| !members.contains(learner)).collect()
     }
 
+    async fn remove_strays(
+        &self,
+        raft: &Raft,
+        members: &BTreeSet<NodeId>,
+    ) -> Result<(), MembersError> {
+        let strays = self.strays(members);
+        if strays.is_empty() {
+            return Ok(());
+        }
+        let removed = raft.change_membership(ChangeMembers::RemoveNodes(strays), false).await;
+        removed.map(drop).map_err(|error| self.not_changed(error))
+    }
+
     /// Lists those that decide, as this member has it applied.
     pub fn members(&self) -> BTreeSet<NodeId> {
         let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
         replica.membership.voter_ids().collect()
+    }
+
+    /// Whether a change of members was begun, by this member or one that led before, and not ended:
+    /// both those before and those after are asked until then (Raft, section 6), or some hear what is
+    /// in the log and do not decide.
+    pub fn is_changing(&self) -> bool {
+        let replica = self.common.replica.read().unwrap_or_else(PoisonError::into_inner);
+        let membership = replica.membership.membership();
+        membership.get_joint_config().len() > 1 || membership.learner_ids().next().is_some()
     }
 
     /// Returns who leads, as far as this member knows.
@@ -396,16 +423,17 @@ impl Log {
         known.await.ok()?.current_leader
     }
 
-    /// Waits until a manager has no say any more, as far as this member knows, or the log has stopped.
-    pub async fn await_without(&self, manager: NodeId) {
+    /// Waits until a manager decides, or has no say any more, as far as this member knows; or until
+    /// the log has stopped.
+    pub async fn await_deciding(&self, manager: NodeId, decides: bool) {
         let Some(raft) = self.common.raft.get() else { return };
         let mut metrics = raft.metrics();
-        let without = metrics.wait_for(|metrics| {
+        let changed = metrics.wait_for(|metrics| {
             let mut voters = metrics.membership_config.voter_ids();
-            metrics.running_state.is_err() || voters.all(|voter| voter != manager)
+            metrics.running_state.is_err() || voters.any(|voter| voter == manager) == decides
         });
         // The sender lives as long as openraft.
-        let _ = without.await;
+        let _ = changed.await;
     }
 
     /// Waits until this manager leads and has applied all that was decided before.
@@ -493,6 +521,12 @@ impl Drop for Log {
     }
 }
 
+/// Up to which entry a leader knows a member to have the log.
+fn replicated(metrics: &RaftMetrics<NodeId, EmptyNode>, member: NodeId) -> Option<u64> {
+    let last = metrics.replication.as_ref()?.get(&member).copied().flatten();
+    last.map(|last| last.index)
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -508,6 +542,8 @@ const LEADS_AFTER: Duration = Duration::from_secs(10);
 const MOST_BEHIND: u64 = 16;
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
+/// One that goes is there, or it is not waited for.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// Members that are there answer within milliseconds.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 /// Longer than it takes to find another leader, shorter than callers wait.

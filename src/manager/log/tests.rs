@@ -1,18 +1,22 @@
-//! What openraft asks of those who store its log, by its own tests.
+//! What openraft asks of those who store its log, by its own tests, and what a file says of members.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, OnceLock, RwLock},
 };
 
-use openraft::testing::{StoreBuilder, Suite};
+use openraft::{
+    CommittedLeaderId, EmptyNode, EntryPayload, Membership,
+    testing::{StoreBuilder, Suite},
+};
 use redb::backends::InMemoryBackend;
 use tokio::sync::Notify;
 
 use super::{
     Alone, Common, LogFile, Snapshots, Watch,
     machine::Machine,
-    raft::{StorageError, TypeConfig},
+    raft::{Entry, LogId, StorageError, StoredMembership, TypeConfig},
     store::Store,
     writer::{Op, Writer, WriterThread},
 };
@@ -65,6 +69,33 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
         let machine = Machine::new(common, writer.clone(), Box::new(Nobody));
         Ok((Guard(writer.clone()), Store::new(held.kept, writer), machine))
     }
+}
+
+#[test]
+fn whoever_may_decide_by_what_is_not_known_to_be_committed_does() {
+    let ids = |ids: &[u64]| ids.iter().map(|id| NodeId::from(*id)).collect::<BTreeSet<_>>();
+    let at = |index| LogId::new(CommittedLeaderId::new(1, NodeId::from(1)), index);
+    let members = |all: &[&[u64]]| {
+        let configs = all.iter().map(|voters| ids(voters)).collect();
+        Membership::<NodeId, EmptyNode>::new(configs, None)
+    };
+    let mut file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
+    let held = &mut file.held;
+    held.replica.applied = Some(at(4));
+    held.replica.membership = StoredMembership::new(Some(at(4)), members(&[&[1, 2]]));
+    let mut append = |index, all: &[&[u64]]| {
+        let entry = Entry { log_id: at(index), payload: EntryPayload::Membership(members(all)) };
+        held.kept.entries.insert(index, (entry, 1));
+    };
+    append(3, &[&[1, 2, 3]]);
+    append(5, &[&[1, 2], &[1, 4]]);
+    append(6, &[&[1, 4]]);
+    let decide =
+        |file: &LogFile| (1..=5).filter(|id| file.decides((*id).into())).collect::<Vec<_>>();
+    assert_eq!(decide(&file), [1, 2, 4], "3 was out before");
+    file.held.replica.applied = Some(at(6));
+    file.held.replica.membership = StoredMembership::new(Some(at(6)), members(&[&[1, 4]]));
+    assert_eq!(decide(&file), [1, 4]);
 }
 
 #[test]
