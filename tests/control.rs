@@ -9,7 +9,10 @@ mod trust;
 use std::{
     fs,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -263,7 +266,9 @@ impl Agent {
 /// Opens a node's stream, says hello, and then nothing but that it is there.
 async fn silent_agent(cluster: &Cluster, joined: &Joined) -> Streaming<ManagerMessage> {
     let mut ticks = tokio::time::interval(HEARTBEAT);
-    let hello = AgentMessage { message: Some(agent_message::Message::Hello(Hello::default())) };
+    static STREAMS: AtomicU64 = AtomicU64::new(1);
+    let hello = Hello { number: STREAMS.fetch_add(1, Ordering::Relaxed), ..Hello::default() };
+    let hello = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
     let pings = stream::poll_fn(move |cx| {
         let ping = AgentMessage { message: Some(agent_message::Message::Ping(Ping {})) };
         ticks.poll_tick(cx).map(|_| Some(ping))

@@ -199,6 +199,11 @@ fn nodes_become_managers_and_workers_again() {
 }
 
 #[test]
+fn managers_that_are_cut_off_let_their_agents_go() {
+    run("cut-managers.sh", &[]);
+}
+
+#[test]
 fn the_last_of_three_managers_goes_on_alone() {
     run("lost-managers.sh", &[]);
 }

@@ -29,6 +29,7 @@ use crate::{
         read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::membership::{Change, Replica, Snapshot, Table},
+    io::clock,
     types::{NodeId, Position, ScopeId},
 };
 
@@ -109,7 +110,8 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let Position { epoch, revision } = self.replica.position();
         let scopes = scope_digests(&self.replica.digests());
-        let hello = Hello { epoch, revision, scopes };
+        let number = clock::now().as_nanos();
+        let hello = Hello { epoch, revision, scopes, number };
         outbound.send(message(agent_message::Message::Hello(hello))).await?;
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (message, messages))

@@ -2,10 +2,12 @@
 //! or sends it on to the leader, and whether it is to have one itself.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aws_lc_rs::rand;
 use tokio::sync::{Notify, watch};
 
 use crate::types::Role;
@@ -60,11 +62,14 @@ impl Managers {
         *current = all[place.map_or(0, |place| (place + 1) % all.len())];
     }
 
-    /// Takes what a manager says of where all are.
-    pub fn handle_known(&self, addrs: Vec<SocketAddr>) {
+    /// Takes what a manager says of where all are. Each node tries them in an order of its own, so that
+    /// the agents of one that is away do not all come to the same other.
+    pub fn handle_known(&self, mut addrs: Vec<SocketAddr>) {
         let newer = |known: &mut Vec<SocketAddr>| {
-            let differs = *known != addrs && !addrs.is_empty();
+            let as_sets = |addrs: &[SocketAddr]| addrs.iter().copied().collect::<BTreeSet<_>>();
+            let differs = as_sets(known) != as_sets(&addrs) && !addrs.is_empty();
             if differs {
+                shuffle(&mut addrs);
                 *known = addrs;
             }
             differs
@@ -92,6 +97,16 @@ impl Managers {
     }
 }
 
+/// Puts them in a random order.
+fn shuffle(addrs: &mut [SocketAddr]) {
+    addrs.sort_by_cached_key(|_| {
+        let mut key = [0; 8];
+        // Without a random source their order does as well.
+        let _ = rand::fill(&mut key);
+        key
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,15 +119,22 @@ mod tests {
         assert_eq!(managers.current(), addr(1), "there is only one");
         managers.handle_known(vec![addr(2), addr(3)]);
         managers.handle_known(Vec::new());
-        let mut tried = Vec::new();
-        for _ in 0..6 {
-            managers.go_on();
-            tried.push(managers.current().port());
-        }
-        assert_eq!(tried, [2, 3, 1, 2, 3, 1]);
+        let round = || {
+            let mut tried: Vec<u16> = Vec::new();
+            for _ in 0..3 {
+                managers.go_on();
+                tried.push(managers.current().port());
+            }
+            tried
+        };
+        let tried = round();
+        assert_eq!(tried.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 3]));
+        managers.handle_known(vec![addr(3), addr(2)]);
+        assert_eq!(round(), tried, "they are the same");
         managers.go_to(addr(9));
         assert_eq!(managers.current(), addr(9));
         managers.go_on();
-        assert_eq!(managers.current(), addr(2), "whom nobody knows is followed by the first");
+        let first = managers.known().borrow()[0];
+        assert_eq!(managers.current(), first, "whom nobody knows is followed by the first");
     }
 }

@@ -192,7 +192,11 @@ impl Member {
         let managers = {
             let record = locked(&record);
             let role = if record.listen_addr.is_some() { Role::Manager } else { Role::Worker };
-            Arc::new(Managers::new(record.manager, record.managers.clone(), role))
+            // A manager that goes on is its own node's, as soon as it knows what is decided; a new one
+            // has nothing to say yet.
+            let own = record.own_manager().filter(|_| !record.manager_is_new);
+            let home = own.unwrap_or(record.manager);
+            Arc::new(Managers::new(home, record.managers.clone(), role))
         };
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);

@@ -1,9 +1,8 @@
 //! What attaching a container needs of the cluster, for every node and only about its own endpoints.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt as _, stream};
-use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -23,7 +22,7 @@ use crate::{
         },
     },
     engine::cluster::{Command, CreateEndpoint, Outcome, State},
-    types::{Endpoint, NetworkId, NodeId, Position},
+    types::{Endpoint, Position},
 };
 
 /// The service.
@@ -132,35 +131,10 @@ impl proto::attachment_server::Attachment for Attachment {
         if !self.shared.log.read(takes_part) {
             return Err(Status::not_found("this node has no endpoint on that network"));
         }
-        let lagging = self.acknowledged(network, request.revision).await;
-        let name = |state: &State, id: &NodeId| state.node(*id).map(|node| node.name.to_string());
-        let lagging =
-            self.shared.log.read(|state| lagging.iter().filter_map(|id| name(state, id)).collect());
+        let lagging = self.shared.await_acknowledged(network, request.revision).await;
         Ok(Response::new(AwaitAcknowledgedResponse { lagging }))
-    }
-}
-
-impl Attachment {
-    /// Waits until no connected agent of the network lags, and returns those that do after all.
-    async fn acknowledged(&self, network: NetworkId, revision: u64) -> Vec<NodeId> {
-        let dispatcher = &self.shared.dispatcher;
-        let mut progress = dispatcher.progress();
-        let all = async {
-            while !dispatcher.lagging(network, revision).is_empty() {
-                if progress.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        match timeout(ACKNOWLEDGE_TIMEOUT, all).await {
-            Ok(()) => Vec::new(),
-            Err(_) => dispatcher.lagging(network, revision),
-        }
     }
 }
 
 /// Endpoints of one node that wait for the log at once.
 const ADOPTED_AT_ONCE: usize = 256;
-/// How long an attachment waits for the other nodes: longer than a healthy node ever takes, short
-/// enough for the operator who waits.
-const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(2);

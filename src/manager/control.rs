@@ -58,6 +58,7 @@ impl proto::control_server::Control for Control {
     ) -> Answer<InspectNodeResponse> {
         self.fresh(&request).await?;
         let (shared, reference) = (&self.shared, request.into_inner().reference);
+        let standing = shared.standing(self.find_node(&reference)?.id).await;
         let inspected = shared.log.read(|state| {
             let node = state.find_node(&reference)?;
             let endpoints: Vec<&Endpoint> = state.endpoints_of(node.id).collect();
@@ -65,8 +66,8 @@ impl proto::control_server::Control for Control {
             let networks: BTreeMap<_, _> = networks.map(|network| (network.id, network)).collect();
             Ok(InspectNodeResponse {
                 node: Some(node.into()),
-                management_lost: shared.watch.is_management_lost(node.id),
-                silent_ms: shared.watch.silent_for(node.id).map(|silent| silent.as_millis() as u64),
+                management_lost: standing.management_lost,
+                silent_ms: standing.silent_ms,
                 leader: Some(node.id) == shared.log.leader(),
                 endpoints: endpoints.into_iter().map(Into::into).collect(),
                 networks: networks.into_values().map(Into::into).collect(),

@@ -48,6 +48,9 @@ struct Sessions {
     interested: BTreeMap<NetworkId, BTreeSet<NodeId>>,
     /// The connected nodes that are managers'.
     managers: BTreeSet<NodeId>,
+    /// The nodes that are connected to other managers, as those say: to which, and up to which revision
+    /// they have all that they should.
+    elsewhere: BTreeMap<NodeId, (NodeId, Revision)>,
     opened: u64,
     digests: Digests,
     /// Of the newest command.
@@ -90,7 +93,7 @@ enum Queue {
 pub struct SessionHandle {
     node: NodeId,
     /// Counts the sessions that were opened, of all nodes.
-    pub number: u64,
+    number: u64,
     /// Told whenever something is due.
     pub wake: Arc<Notify>,
 }
@@ -149,7 +152,10 @@ impl Dispatcher {
                 sessions.handle_event(state, revision, event, node, &self.trust);
             }
             match event {
-                Event::NodeRemoved(node) => sessions.end(*node),
+                Event::NodeRemoved(node) => {
+                    sessions.end(*node);
+                    sessions.elsewhere.remove(node);
+                }
                 Event::RoleChanged(node, role) => sessions.handle_role(*node, *role),
                 Event::NetworkRemoved(network) => drop(sessions.interested.remove(network)),
                 Event::SecretsChanged => sessions.make_keys_due(revision),
@@ -454,13 +460,35 @@ impl Dispatcher {
         nodes.filter(lags).copied().collect()
     }
 
+    /// Returns the revision up to which a connected node has all that it should, keys too.
+    pub fn acknowledged(&self, node: NodeId) -> Revision {
+        self.locked().by_node.get(&node).map_or(0, Session::complete)
+    }
+
+    /// Notes up to which revision a node that is connected to another manager has all that it should;
+    /// `None` if it is so no more.
+    pub fn handle_elsewhere(&self, node: NodeId, via: NodeId, acknowledged: Option<Revision>) {
+        let mut sessions = self.locked();
+        match acknowledged {
+            Some(acknowledged) => drop(sessions.elsewhere.insert(node, (via, acknowledged))),
+            None => {
+                if sessions.elsewhere.get(&node).is_some_and(|(known, _)| *known == via) {
+                    sessions.elsewhere.remove(&node);
+                }
+            }
+        }
+        drop(sessions);
+        self.progress.send_modify(|count| *count += 1);
+    }
+
     /// Tells whether some node that is ready may not know the keys of a revision yet.
     pub fn lacks_keys(&self, state: &State, revision: Revision) -> bool {
         let sessions = self.locked();
         let mut ready = state.nodes().filter(|node| node.status == NodeStatus::Ready);
         ready.any(|node| {
-            let session = sessions.by_node.get(&node.id);
-            session.is_none_or(|session| session.keys_due || session.acknowledged < revision)
+            let here = sessions.by_node.get(&node.id).map(Session::complete);
+            let elsewhere = sessions.elsewhere.get(&node.id).map(|(_, revision)| *revision);
+            here.max(elsewhere).is_none_or(|complete| complete < revision)
         })
     }
 
@@ -521,6 +549,11 @@ impl Session {
             self.wake.notify_one();
         }
         takes
+    }
+
+    /// The revision up to which the agent has all that it should, keys too.
+    fn complete(&self) -> Revision {
+        if self.keys_due { 0 } else { self.acknowledged }
     }
 
     fn has_no_changes(&self) -> bool {

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Shared, dispatch::Dispatcher};
+use super::{
+    Shared,
+    reports::{Said, Streams, Told},
+};
 use crate::{
     api::HEARTBEAT,
     engine::cluster::{
@@ -27,8 +30,10 @@ use crate::{
     types::{Node, NodeId, NodeStatus},
 };
 
-/// The watch, as streams and calls see it.
+/// The watch, as streams and calls see it. While another manager leads, what becomes of the streams to
+/// this one is kept for [`reports`](super::reports) to tell it.
 pub struct NodeWatch {
+    own: NodeId,
     liveness: Mutex<Liveness>,
     /// Something is due sooner than it was.
     sooner: Notify,
@@ -36,21 +41,35 @@ pub struct NodeWatch {
     looked: broadcast::Sender<(NodeId, Heard)>,
     /// Whether it is this manager that decides.
     leads: watch::Sender<bool>,
+    streams: Mutex<Streams>,
+    /// There is something to tell the leader at once.
+    news: Notify,
 }
 
 impl NodeWatch {
     /// Watches nobody until this manager leads; `own` is its node.
     pub fn new(own: NodeId) -> Self {
-        let liveness = Mutex::new(Liveness::new(HEARTBEAT, own));
-        let looked = broadcast::Sender::new(LOOKED);
-        Self { liveness, sooner: Notify::new(), looked, leads: watch::Sender::new(false) }
+        Self {
+            own,
+            liveness: Mutex::new(Liveness::new(HEARTBEAT, own)),
+            sooner: Notify::new(),
+            looked: broadcast::Sender::new(LOOKED),
+            leads: watch::Sender::new(false),
+            streams: Mutex::default(),
+            news: Notify::new(),
+        }
     }
 
-    /// Begins with the nodes that the state holds to be ready, as if they were heard just now.
-    fn begin(&self, state: &State, own: NodeId) {
-        let mut liveness = Liveness::new(state.heartbeat(), own);
+    /// Begins with the nodes that the state holds to be ready, as if they were heard just now, and with
+    /// the streams that this manager has.
+    fn begin(&self, state: &State) {
+        let mut liveness = Liveness::new(state.heartbeat(), self.own);
         for node in state.nodes().filter(|node| node.status == NodeStatus::Ready) {
             liveness.handle_known(node.id, clock::now());
+        }
+        let streams = locked(&self.streams);
+        for (node, number, heard) in streams.open() {
+            liveness.handle_opened(node, number, self.own, heard);
         }
         *self.locked() = liveness;
         self.leads.send_replace(true);
@@ -61,33 +80,79 @@ impl NodeWatch {
         self.leads.subscribe()
     }
 
-    /// A node's stream of that number opened.
-    pub fn handle_opened(&self, node: NodeId, session: u64) {
-        self.locked().handle_opened(node, session, clock::now());
-        self.sooner.notify_one();
-    }
-
-    /// Something came on a node's stream.
-    pub fn handle_heard(&self, node: NodeId) {
-        let mut liveness = self.locked();
-        liveness.handle_heard(node, clock::now());
-        if liveness.has_output() {
+    /// A node's stream of that number opened to this manager.
+    pub fn handle_opened(&self, node: NodeId, number: u64) {
+        let now = clock::now();
+        let mut streams = locked(&self.streams);
+        streams.handle_opened(node, number, now);
+        if self.is_leading() {
+            self.locked().handle_opened(node, number, self.own, now);
             self.sooner.notify_one();
+        } else {
+            self.news.notify_one();
         }
     }
 
-    /// A node's stream of that number ended.
-    pub fn handle_closed(&self, node: NodeId, session: u64, closed: Closed) {
-        self.locked().handle_closed(node, session, closed, clock::now());
+    /// Something came on a node's stream of that number to this manager.
+    pub fn handle_heard(&self, node: NodeId, number: u64) {
+        let now = clock::now();
+        locked(&self.streams).handle_heard(node, number, now);
+        if self.is_leading() {
+            let mut liveness = self.locked();
+            liveness.handle_seen(node, number, self.own, now);
+            if liveness.has_output() {
+                self.sooner.notify_one();
+            }
+        }
+    }
+
+    /// A node's stream of that number to this manager ended.
+    pub fn handle_closed(&self, node: NodeId, number: u64, closed: Closed) {
+        let now = clock::now();
+        let mut streams = locked(&self.streams);
+        streams.handle_closed(node, number, closed, now);
+        if self.is_leading() {
+            streams.forget_closed();
+            self.locked().handle_closed(node, number, closed, now);
+            self.sooner.notify_one();
+        } else {
+            self.news.notify_one();
+        }
+    }
+
+    /// Takes what another manager tells of a stream to it.
+    pub fn handle_told(&self, via: NodeId, told: &Told) {
+        let at = told.stream.heard;
+        let mut liveness = self.locked();
+        match told.stream.closed {
+            None => liveness.handle_seen(told.node, told.stream.number, via, at),
+            Some(closed) => liveness.handle_closed(told.node, told.stream.number, closed, at),
+        }
         self.sooner.notify_one();
+    }
+
+    /// Takes what is to be told the leader: of all streams, or of those of which there is something new.
+    pub fn take_news(&self, of_all: bool) -> (Vec<Told>, Vec<Said>) {
+        locked(&self.streams).take_news(of_all)
+    }
+
+    /// Waits until there is something to tell the leader at once.
+    pub async fn has_news(&self) {
+        self.news.notified().await;
     }
 
     /// A witness that was asked has looked for a node.
     pub fn handle_witness(&self, witness: NodeId, node: NodeId, heard: Heard) {
         // Mostly nobody wants to know.
         let _ = self.looked.send((node, heard));
-        self.locked().handle_witness(witness, node, heard, clock::now());
-        self.sooner.notify_one();
+        let mut streams = locked(&self.streams);
+        if self.is_leading() {
+            self.locked().handle_witness(witness, node, heard, clock::now());
+            self.sooner.notify_one();
+        } else {
+            streams.handle_said(Said { witness, node, heard });
+            self.news.notify_one();
+        }
     }
 
     /// Forgets a node that left the cluster.
@@ -102,7 +167,10 @@ impl NodeWatch {
 
     /// Lists the nodes whose streams are too silent to ask them about others.
     pub fn silent(&self) -> BTreeSet<NodeId> {
-        self.locked().silent(clock::now())
+        match self.is_leading() {
+            true => self.locked().silent(clock::now()),
+            false => locked(&self.streams).silent(clock::now()),
+        }
     }
 
     /// How long ago the last sign of life of a node was.
@@ -136,9 +204,17 @@ impl NodeWatch {
         self.looked.subscribe()
     }
 
-    fn locked(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_leading(&self) -> bool {
+        *self.leads.borrow()
     }
+
+    fn locked(&self) -> MutexGuard<'_, Liveness> {
+        locked(&self.liveness)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The task; may be aborted.
@@ -154,9 +230,9 @@ impl LivenessTask {
 
     /// Decides for as long as it is polled, which is while this manager leads.
     pub async fn run(self) {
-        let Shared { watch, log, dispatcher, node, .. } = &*self.shared;
-        log.read(|state| watch.begin(state, *node));
-        let _leading = Leading { watch, dispatcher };
+        let Shared { watch, log, .. } = &*self.shared;
+        log.read(|state| watch.begin(state));
+        let _leading = Leading { watch };
         let mut heartbeat = self.shared.dispatcher.heartbeat();
         heartbeat.mark_changed();
         loop {
@@ -192,12 +268,10 @@ impl LivenessTask {
     /// Asks at once, and notes what nodes came to together: hundreds may vanish in one moment, and
     /// who is not asked for in time is down.
     async fn handle(&self, verdicts: Vec<Verdict>) {
-        let mut statuses = BTreeMap::new();
-        // Who vanished with a suspect cannot say anything of it.
-        let silent = self.shared.watch.silent();
+        let (mut asked, mut statuses) = (Vec::new(), BTreeMap::new());
         for verdict in verdicts {
             match verdict {
-                Verdict::Ask(node) => self.ask(node, &silent),
+                Verdict::Ask(node) => asked.push(node),
                 Verdict::Ready(node) => drop(statuses.insert(node, NodeStatus::Ready)),
                 Verdict::Down(node) => {
                     let silent = self.shared.watch.silent_for(node).unwrap_or_default();
@@ -206,18 +280,22 @@ impl LivenessTask {
                 }
             }
         }
+        if !asked.is_empty() {
+            self.ask(asked).await;
+        }
         join_all(statuses.into_iter().map(|(node, status)| self.note(node, status))).await;
     }
 
-    fn ask(&self, node: NodeId, silent: &BTreeSet<NodeId>) {
-        let Shared { dispatcher, watch, log, .. } = &*self.shared;
-        let witnesses = log.read(|state| {
-            state.node(node)?;
-            Some(dispatcher.look_for(state, node, silent, WITNESSES))
-        });
-        let Some(witnesses) = witnesses else { return watch.handle_removed(node) };
-        info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
-        watch.locked().handle_asked(node, witnesses, clock::now());
+    /// Has agents of this manager look for nodes, and those of others where these are too few.
+    async fn ask(&self, nodes: Vec<NodeId>) {
+        let Shared { watch, log, .. } = &*self.shared;
+        let (nodes, gone): (Vec<_>, Vec<_>) =
+            log.read(|state| nodes.into_iter().partition(|node| state.node(*node).is_some()));
+        gone.into_iter().for_each(|node| watch.handle_removed(node));
+        for (node, witnesses) in self.shared.find_witnesses(nodes).await {
+            info!(%node, witnesses = witnesses.len(), "a node is silent; others look for it");
+            watch.locked().handle_asked(node, witnesses, clock::now());
+        }
     }
 
     async fn note(&self, node: NodeId, status: NodeStatus) {
@@ -235,16 +313,15 @@ impl LivenessTask {
     }
 }
 
-/// That this manager decides; without it the streams, which say who is alive, go where it is decided.
+/// That this manager decides.
 struct Leading<'a> {
     watch: &'a NodeWatch,
-    dispatcher: &'a Dispatcher,
 }
 
 impl Drop for Leading<'_> {
     fn drop(&mut self) {
         self.watch.leads.send_replace(false);
-        self.dispatcher.close_all();
+        self.watch.news.notify_one();
     }
 }
 

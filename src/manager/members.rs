@@ -120,22 +120,34 @@ impl Shared {
         }
     }
 
-    /// Refuses what only the leader does, and says where that is.
-    pub(super) async fn check_leads(&self) -> Result<(), Status> {
+    /// Refuses streams while this manager does not know what is decided, and while only the leader may
+    /// take them, and says where that is.
+    pub(super) async fn check_serves(&self) -> Result<(), Status> {
         let mut leads = self.watch.leads();
-        let decided = async {
-            while self.log.await_leader().await == Some(self.node) {
-                if leads.wait_for(|leads| *leads).await.is_ok() {
-                    return true;
-                }
+        let serves = async {
+            self.log.await_current().await;
+            if self.log.leader() == Some(self.node) {
+                return leads.wait_for(|leads| *leads).await.is_ok();
             }
-            false
+            // Whoever leads is waiting for what its agents have.
+            self.log.read(|state| state.cluster().is_some() && state.is_settled())
         };
-        match timeout(LEADS_SOON, decided).await {
+        match timeout(SERVES_SOON, serves).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => {
                 let leader = self.log.leader().filter(|leader| *leader != self.node);
                 Err(elsewhere(leader.and_then(|leader| self.dispatcher.addresses().find(leader))))
+            }
+        }
+    }
+
+    /// Ends the streams whenever this manager has not heard for a while what is decided: their agents
+    /// find another one that has.
+    pub(super) async fn end_stale_streams(self: Arc<Self>) {
+        loop {
+            sleep(BETWEEN_LOOKS).await;
+            if !self.log.is_current() {
+                self.dispatcher.close_all();
             }
         }
     }
@@ -273,9 +285,11 @@ fn next(
     Some(with)
 }
 
+/// How often a manager asks itself whether it still knows what is decided.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(1);
 /// Longer than an election takes, shorter than an agent waits for its stream to open.
-const LEADS_SOON: Duration = Duration::from_secs(2);
+const SERVES_SOON: Duration = Duration::from_secs(2);
 /// A new manager starts and hears all that was decided; one that goes takes two entries of the log.
 const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 

@@ -20,6 +20,7 @@ mod membership;
 mod random;
 mod recovery;
 mod replication;
+mod reports;
 mod rotation;
 mod session;
 mod status;
@@ -58,6 +59,7 @@ use self::{
     members::MembersTask,
     recovery::Recovery,
     replication::Ways,
+    reports::ReportTask,
     rotation::RotationTask,
     trust::Trust,
 };
@@ -69,7 +71,7 @@ use crate::{
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
-            replication_server::ReplicationServer,
+            replication_server::ReplicationServer, watching_server::WatchingServer,
         },
         tls,
     },
@@ -104,6 +106,8 @@ struct Shared {
     trust: Arc<Trust>,
     dispatcher: Arc<Dispatcher>,
     log: Log,
+    /// To the other managers.
+    ways: Arc<Ways>,
     admission: Arc<Admission>,
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
@@ -156,12 +160,11 @@ impl Manager {
         let cluster = random::bytes()?;
         let trust = Arc::new(Trust::new(cluster, key)?);
         let secrets = trust.sealed()?;
-        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
         let first = first_node(&founding)?;
         let life = founding.certificate_life;
-        let ways = Ways::new(first.node.id, trust.clone(), life, dispatcher.addresses().clone());
-        let log = start_log(file, first.node.id, false, dispatcher.clone(), ways).await?;
-        let node = register_first(&log, cluster, secrets, &founding, first).await?;
+        let core = Core::start(file, first.node.id, false, trust.clone(), life).await?;
+        let log = &core.log;
+        let node = register_first(log, cluster, secrets, &founding, first).await?;
         let point = membership::proven_key(&founding.node).map_err(refused)?;
         let credentials = tls::Credentials {
             certificate: trust.authority().issue(node.id, node.role, point, life)?,
@@ -172,7 +175,7 @@ impl Manager {
         let generation = log.read(|state| state.token_generation(Role::Worker));
         let worker_token = trust.token(Role::Worker, generation);
         let settings = Settings { cluster, data_port: founding.data_port, certificate_life: life };
-        let shared = Shared::new(folder.to_owned(), settings, &node, trust, dispatcher, log, &[])?;
+        let shared = Shared::new(folder.to_owned(), settings, &node, core, &[])?;
         info!(addr = %listen_addr, "manager listens");
         let founded = Founded { cluster, node, credentials, listen_addr, worker_token };
         Ok((Self::serve(shared, listener, tls), founded))
@@ -249,16 +252,13 @@ impl Manager {
             remove(&folder);
             return Ok(None);
         }
-        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
-        dispatcher.adopt(file.state());
-        let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
-        let log = start_log(file, node.id, false, dispatcher.clone(), ways).await?;
-        if alone {
-            forget_others(&log, node.id).await?;
-        }
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
+        let core = Core::start(file, node.id, false, trust, life).await?;
+        if alone {
+            forget_others(&core.log, node.id).await?;
+        }
         let settings = Settings { cluster, data_port, certificate_life: life };
-        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, &[])?;
+        let shared = Shared::new(folder, settings, &node, core, &[])?;
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
         Ok(Some((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr })))
@@ -297,13 +297,11 @@ impl Manager {
         let trust = Trust::open(cluster, &secrets, ManagerKey::restore(folder, &gift.key)?)?;
         let trust = Arc::new(trust);
         let life = Duration::from_secs(gift.certificate_life_s);
-        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
-        let ways = Ways::new(node.id, trust.clone(), life, dispatcher.addresses().clone());
-        let log = start_log(file, node.id, true, dispatcher.clone(), ways).await?;
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
+        let core = Core::start(file, node.id, true, trust, life).await?;
         let settings = Settings { cluster, data_port, certificate_life: life };
         let (folder, managers) = (folder.to_owned(), &gift.managers);
-        let shared = Shared::new(folder, settings, &node, trust, dispatcher, log, managers)?;
+        let shared = Shared::new(folder, settings, &node, core, managers)?;
         info!(addr = %listen_addr, "manager listens, and waits for the others' log");
         Ok((Self::serve(shared, listener, tls), listen_addr))
     }
@@ -313,6 +311,8 @@ impl Manager {
         shared.spawn(shared.clone().while_leading(|shared| RotationTask::new(shared).run()));
         shared.spawn(shared.clone().while_leading(|shared| MembersTask::new(shared).run()));
         shared.spawn(shared.clone().while_leading(Recovery::begin_if_due));
+        shared.spawn(ReportTask::new(shared.clone()).run());
+        shared.spawn(shared.clone().end_stale_streams());
         let (connections, incoming) = mpsc::channel(ACCEPTED);
         let task = ListenerTask::new(listener, tls, shared.admission.clone(), connections);
         let accepting = tokio::spawn(task.run());
@@ -329,6 +329,7 @@ impl Manager {
         let attachment = attachment::Attachment { shared: shared.clone() };
         let dispatch = session::Dispatch { shared: shared.clone() };
         let replication = replication::Replication { shared: shared.clone() };
+        let watching = reports::Watching { shared: shared.clone() };
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(MAX_STREAMS)
@@ -344,6 +345,9 @@ impl Manager {
             .add_service(DispatchServer::new(dispatch).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(
                 ReplicationServer::new(replication).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(
+                WatchingServer::new(watching).max_decoding_message_size(MAX_MESSAGE_BYTES),
             );
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, async {
             // A dropped sender is a stop too.
@@ -387,11 +391,10 @@ impl Shared {
         folder: PathBuf,
         settings: Settings,
         node: &Node,
-        trust: Arc<Trust>,
-        dispatcher: Arc<Dispatcher>,
-        log: Log,
+        core: Core,
         greeted: &[Vec<u8>],
     ) -> anyhow::Result<Arc<Self>> {
+        let Core { trust, dispatcher, ways, log } = core;
         let recovery = log.read(Recovery::new);
         let greeted = greeted.iter().map(|node| parse_id("managers", node));
         Ok(Arc::new(Self {
@@ -402,6 +405,7 @@ impl Shared {
             trust,
             dispatcher,
             log,
+            ways,
             admission: Arc::default(),
             sessions: Mutex::default(),
             watch: NodeWatch::new(node.id),
@@ -461,14 +465,41 @@ async fn open_file(
     tokio::task::spawn_blocking(open).await
 }
 
+/// What a manager decides with, and tells agents by.
+struct Core {
+    trust: Arc<Trust>,
+    dispatcher: Arc<Dispatcher>,
+    ways: Arc<Ways>,
+    log: Log,
+}
+
+impl Core {
+    async fn start(
+        file: LogFile,
+        node: NodeId,
+        joins: bool,
+        trust: Arc<Trust>,
+        life: Duration,
+    ) -> Result<Self, StartError> {
+        let dispatcher = Arc::new(Dispatcher::new(trust.clone()));
+        if file.state().cluster().is_some() {
+            dispatcher.adopt(file.state());
+        }
+        let ways = Ways::new(node, trust.clone(), life, dispatcher.addresses().clone());
+        let ways = Arc::new(ways);
+        let log = start_log(file, node, joins, dispatcher.clone(), ways.clone()).await?;
+        Ok(Self { trust, dispatcher, ways, log })
+    }
+}
+
 async fn start_log(
     file: LogFile,
     manager: NodeId,
     joins: bool,
     dispatcher: Arc<Dispatcher>,
-    transport: impl Transport,
+    transport: Arc<dyn Transport>,
 ) -> Result<Log, StartError> {
-    let (snapshots, transport) = (Snapshots::default(), Arc::new(transport));
+    let snapshots = Snapshots::default();
     let watcher = Box::new(Tell(dispatcher));
     Log::start(file, Member { manager, joins, snapshots, transport, watcher }).await
 }

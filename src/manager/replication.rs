@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::stream;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tracing::{info, warn};
 
 use super::{
@@ -25,6 +25,7 @@ use crate::{
         MAX_MESSAGE_BYTES, channel,
         proto::{
             self, ReplicationRequest, ReplicationResponse, replication_client::ReplicationClient,
+            watching_client::WatchingClient,
         },
         tls,
     },
@@ -43,7 +44,7 @@ impl proto::replication_server::Replication for Replication {
         &self,
         request: Request<ReplicationRequest>,
     ) -> Result<Response<ReplicationResponse>, Status> {
-        self.check_caller(&request)?;
+        self.shared.check_manager(&request)?;
         let request = request.into_inner();
         self.check_target(&request.to)?;
         self.answer(read(&request.body)?).await
@@ -53,7 +54,7 @@ impl proto::replication_server::Replication for Replication {
         &self,
         request: Request<Streaming<ReplicationRequest>>,
     ) -> Result<Response<ReplicationResponse>, Status> {
-        self.check_caller(&request)?;
+        self.shared.check_manager(&request)?;
         let mut parts = request.into_inner();
         let cut = || Status::data_loss("the snapshot is cut");
         let head = parts.message().await?.ok_or_else(cut)?;
@@ -75,23 +76,24 @@ impl proto::replication_server::Replication for Replication {
     }
 }
 
-impl Replication {
+impl Shared {
     /// Refuses all but managers: those of the state, those that still decide until the others have
     /// agreed that they do not, and those that took this one in as long as it has no state yet.
-    fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Shared { log, greeted, .. } = &*self.shared;
-        let known = super::caller_of(request)?.node.is_some_and(|caller| {
+    pub(super) fn check_manager<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let Self { log, greeted, .. } = self;
+        let known = super::caller_of(request)?.node.filter(|caller| {
             let is_manager = log.read(|state| match state.nodes().next() {
-                Some(_) => state.node(caller).is_some_and(|node| node.role == Role::Manager),
-                None => greeted.contains(&caller),
+                Some(_) => state.node(*caller).is_some_and(|node| node.role == Role::Manager),
+                None => greeted.contains(caller),
             });
-            is_manager || log.members().contains(&caller)
+            is_manager || log.members().contains(caller)
         });
         known
-            .then_some(())
             .ok_or_else(|| Status::permission_denied("only managers of this cluster share its log"))
     }
+}
 
+impl Replication {
     fn check_target(&self, to: &[u8]) -> Result<(), Status> {
         let own = self.shared.node.to_bytes();
         (to == own).then_some(()).ok_or_else(|| Status::not_found("another manager is here"))
@@ -211,6 +213,28 @@ impl Ways {
             NotReached(status.message().to_owned())
         })?;
         read(&answered.into_inner().body).map_err(|status| NotReached(status.message().to_owned()))
+    }
+
+    /// Asks another manager about streams.
+    ///
+    /// # Errors
+    /// It is not reached, or refuses.
+    pub async fn watching<T>(
+        &self,
+        member: NodeId,
+        ask: impl AsyncFnOnce(WatchingClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let channel = self.channel(member).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = WatchingClient::new(channel);
+        client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let answered = ask(client).await;
+        if let Err(status) = &answered
+            && matches!(status.code(), Code::Unavailable | Code::Unknown)
+        {
+            self.locked().remove(&member);
+        }
+        answered.map(Response::into_inner)
     }
 
     /// Tells once that a manager is away, and once that it is back.

@@ -22,6 +22,7 @@ use tracing::{debug, info};
 use super::{
     KEEPALIVE, Shared,
     dispatch::{Due, SessionHandle},
+    status,
 };
 use crate::{
     api::{
@@ -33,7 +34,10 @@ use crate::{
         read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::{
-        cluster::liveness::{Closed, Heard},
+        cluster::{
+            State,
+            liveness::{Closed, Heard},
+        },
         membership::{Change, Snapshot},
     },
     types::{Node, Position, ScopeId},
@@ -52,8 +56,8 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        self.shared.check_serves().await?;
         let node = self.shared.member(&request)?;
-        self.shared.check_leads().await?;
         let mut inbound = request.into_inner();
         let first = timeout(silence(HEARTBEAT), inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -65,12 +69,17 @@ impl proto::dispatch_server::Dispatch for Dispatch {
             Status::resource_exhausted(format!("node {} opens too many streams", node.name))
         })?;
         sleep_until(turn).await;
+        if self.shared.log.read(State::position) < position(&hello) {
+            // Another manager was ahead of this one.
+            self.shared.log.catch_up().await.map_err(status::of_proposal)?;
+        }
         let (handle, snapshot) = self.open(&node, &hello)?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
         let task = SessionTask {
             shared: self.shared.clone(),
             node,
             handle,
+            number: hello.number,
             inbound,
             outbound,
             heartbeat: HEARTBEAT,
@@ -90,7 +99,7 @@ impl proto::dispatch_server::Dispatch for Dispatch {
 impl Dispatch {
     /// Opens the session of a node whose table stands where its hello says.
     fn open(&self, node: &Node, hello: &Hello) -> Result<(SessionHandle, Snapshot), Status> {
-        let held = Position { epoch: hello.epoch, revision: hello.revision };
+        let held = position(hello);
         let digests = read_scope_digests(&hello.scopes)?;
         let dispatcher = &self.shared.dispatcher;
         self.shared.log.read(|state| {
@@ -113,6 +122,8 @@ struct SessionTask {
     shared: Arc<Shared>,
     node: Node,
     handle: SessionHandle,
+    /// Which of the node's streams it is, as its agent counts them.
+    number: u64,
     inbound: Streaming<AgentMessage>,
     /// Of which only this task is a sender.
     outbound: mpsc::Sender<ManagerMessage>,
@@ -131,7 +142,7 @@ struct SessionTask {
 impl SessionTask {
     async fn run(mut self) {
         let watch = &self.shared.clone().watch;
-        watch.handle_opened(self.node.id, self.handle.number);
+        watch.handle_opened(self.node.id, self.number);
         info!(node = %self.node.name, "agent connected");
         let Err(ended) = self.serve().await;
         self.shared.dispatcher.close(&self.handle);
@@ -139,7 +150,7 @@ impl SessionTask {
             Ended::Closed => Closed::ByNode,
             Ended::ByManager | Ended::Silent => Closed::ByManager,
         };
-        watch.handle_closed(self.node.id, self.handle.number, closed);
+        watch.handle_closed(self.node.id, self.number, closed);
         info!(node = %self.node.name, reason = ended.reason(), "agent disconnected");
     }
 
@@ -173,7 +184,7 @@ impl SessionTask {
                 message = self.inbound.message() => {
                     let Ok(Some(message)) = message else { return Err(self.by_end()) };
                     self.heard = Instant::now();
-                    self.shared.watch.handle_heard(self.node.id);
+                    self.shared.watch.handle_heard(self.node.id, self.number);
                     // An acknowledgement makes room for what came meanwhile.
                     due = true;
                     self.handle_message(message)?;
@@ -330,6 +341,11 @@ impl SessionTask {
         let bookmark = Bookmark { epoch, revision, scopes: scope_digests(&digests) };
         self.send(manager_message::Message::Bookmark(bookmark))
     }
+}
+
+/// Where the table of an agent stands that says hello.
+fn position(hello: &Hello) -> Position {
+    Position { epoch: hello.epoch, revision: hello.revision }
 }
 
 /// Why a stream ended.

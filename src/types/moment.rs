@@ -23,6 +23,13 @@ impl Moment {
     }
 }
 
+impl Moment {
+    /// The moment so long before this one; the clock's start if that was later.
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
 impl Add<Duration> for Moment {
     type Output = Self;
 

@@ -122,24 +122,52 @@ async fn managers_that_join_decide_with_the_first_and_go_on_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_is_sent_to_the_leader_and_follows_the_next_one() {
+async fn every_manager_serves_agents_and_the_leader_knows_who_is_alive() {
     let cluster = Cluster::found().await;
     let n2 = Other::join(&cluster, "n2").await;
     let n3 = Other::join(&cluster, "n3").await;
-    let worker = cluster.worker("w").await;
-    // It asks one that does not lead.
+    let (w1, w2) = (cluster.worker("w1").await, cluster.worker("w2").await);
+    // One of them at a manager that does not lead, and one at the leader.
     let (addr, follower) = (cluster.addr, Cluster { addr: n2.addr, ..cluster });
-    let mut agent = Agent::start(&follower, &worker).await;
-    assert_eq!(agent.managers.current(), addr);
+    let mut agent = Agent::start(&follower, &w1).await;
+    let leader = Cluster { addr, ..follower };
+    let other = Agent::start(&leader, &w2).await;
+    assert_eq!((agent.managers.current(), other.managers.current()), (n2.addr, addr));
+    for worker in [&w1, &w2] {
+        until_status(&leader, worker.node.id, NodeStatus::Ready).await;
+    }
     let known = |known: &Vec<SocketAddr>| known.len() == 3;
     within(agent.managers.known().wait_for(known)).await.unwrap();
+    let request = proto::InspectNodeRequest { reference: "w1".into() };
+    let inspected = n3.control().await.unwrap().inspect_node(request).await.unwrap().into_inner();
+    assert!(inspected.silent_ms.is_some_and(|ms| ms < 2500), "{inspected:?}");
 
-    let Cluster { manager, .. } = follower;
-    manager.shutdown().await;
+    // What is attached at one is acknowledged by the agents of all.
+    leader.network("blue").await;
+    let first = leader.endpoint(&w2, "blue").await;
+    let second = leader.endpoint(&w1, "blue").await;
+    let request =
+        AwaitAcknowledgedRequest { network: first.network.unwrap().id, revision: second.revision };
+    let mut at_leader = AttachmentClient::new(leader.channel(&w2.credentials).await);
+    let lagging = at_leader.await_acknowledged(request).await.unwrap().into_inner().lagging;
+    assert_eq!(lagging, Vec::<String>::new());
+    assert_eq!(agent.table.borrow().endpoints.len(), 2);
+    // So are the keys that come when a node goes, and those before end.
+    let gone = leader.worker("gone").await;
+    let request = RemoveNodeRequest { reference: gone.node.id.to_string(), force: true };
+    leader.control().await.remove_node(request).await.unwrap();
+    let only_new =
+        |table: &Table| table.peers.values().all(|peer| peer.psks.iter().all(|psk| psk.epoch == 2));
+    agent.until(only_new).await;
+
+    // Its manager ends: it goes to another one at once, and is ready all the time.
+    n2.manager.shutdown().await;
     within(agent.connected.wait_for(Option::is_none)).await.unwrap();
     within(agent.connected.wait_for(Option::is_some)).await.unwrap();
-    assert!([n2.addr, n3.addr].contains(&agent.managers.current()));
-    n2.manager.shutdown().await;
+    assert!([addr, n3.addr].contains(&agent.managers.current()));
+    assert_eq!(leader.status_of(w1.node.id).await, NodeStatus::Ready);
+    drop(agent);
+    until_status(&leader, w1.node.id, NodeStatus::Down).await;
     n3.manager.shutdown().await;
 }
 

@@ -11,8 +11,8 @@
 //! Times are in keepalive intervals. A suspect is asked after by witnesses, over the data plane, from
 //! 2.7 after the last sign of life for 0.8; it is down at 3.5 at the earliest and before 4.0. So a gap of
 //! 2 between two keepalives, which is 3 without a sign of life, ends while witnesses still look. Where
-//! no witness answers, streams alone decide, unless many vanished together: then it is the manager
-//! that is cut off, and they are held to be management lost until 60 after their last sign of life.
+//! no witness answers, streams alone decide, unless many vanished together, or all of one manager's:
+//! then it is the manager that is cut off, and they are held to be management lost until 60 after their last sign of life.
 //! What the manager's own node does not hear is cut off with it, so it denies nobody.
 
 use std::{
@@ -60,10 +60,11 @@ struct Watch {
     standing: Standing,
 }
 
+/// The newest stream, and the node of the manager that it was to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
-    Open,
-    Closed,
+    Open(NodeId),
+    Closed(NodeId),
 }
 
 enum Standing {
@@ -101,33 +102,47 @@ impl Liveness {
         self.nodes.entry(node).or_insert(Watch {
             heard: now,
             session: 0,
-            stream: Stream::Closed,
+            stream: Stream::Closed(self.own),
             standing: Standing::Alive,
         });
     }
 
-    /// A node's stream opened. Streams are numbered from 1 on; only the newest counts, whichever is
-    /// told of first.
-    pub fn handle_opened(&mut self, node: NodeId, session: u64, now: Moment) {
-        if self.nodes.get(&node).is_some_and(|watch| watch.session > session) {
+    /// A node's stream opened, to the manager on node `via`. Only the newest counts, whichever is told
+    /// of first; a host that started anew numbers its streams anew.
+    pub fn handle_opened(&mut self, node: NodeId, session: u64, via: NodeId, at: Moment) {
+        let is_older =
+            |watch: &Watch| watch.session > session && matches!(watch.stream, Stream::Open(_));
+        if self.nodes.get(&node).is_some_and(is_older) {
             return;
         }
-        let (stream, standing) = (Stream::Open, Standing::Alive);
-        self.nodes.insert(node, Watch { heard: now, session, stream, standing });
+        let (stream, standing) = (Stream::Open(via), Standing::Alive);
+        self.nodes.insert(node, Watch { heard: at, session, stream, standing });
         self.outputs.push_back(Verdict::Ready(node));
     }
 
-    /// Something came on a node's stream.
-    pub fn handle_heard(&mut self, node: NodeId, now: Moment) {
+    /// Something came on the stream of that number, which may not be known yet.
+    pub fn handle_seen(&mut self, node: NodeId, session: u64, via: NodeId, at: Moment) {
+        let is_it = |watch: &Watch| watch.session == session && watch.stream == Stream::Open(via);
+        match self.nodes.get(&node).is_some_and(is_it) {
+            true => self.handle_heard(node, at),
+            false => self.handle_opened(node, session, via, at),
+        }
+    }
+
+    /// Something came on a node's stream, or is told of later.
+    pub fn handle_heard(&mut self, node: NodeId, at: Moment) {
         let Some(watch) = self.nodes.get_mut(&node) else { return };
-        watch.heard = now;
+        if at < watch.heard {
+            return;
+        }
+        watch.heard = at;
         match watch.standing {
             Standing::Alive => {}
             Standing::Asked { .. } | Standing::ManagementLost { .. } => {
                 watch.standing = Standing::Alive;
             }
             // Its stream was open all the time, and read late.
-            Standing::Down if watch.stream == Stream::Open => {
+            Standing::Down if matches!(watch.stream, Stream::Open(_)) => {
                 watch.standing = Standing::Alive;
                 self.outputs.push_back(Verdict::Ready(node));
             }
@@ -137,14 +152,15 @@ impl Liveness {
     }
 
     /// A node's stream ended.
-    pub fn handle_closed(&mut self, node: NodeId, session: u64, closed: Closed, now: Moment) {
+    pub fn handle_closed(&mut self, node: NodeId, session: u64, closed: Closed, at: Moment) {
         let Some(watch) = self.nodes.get_mut(&node) else { return };
         if watch.session != session {
             return;
         }
-        watch.stream = Stream::Closed;
+        let Stream::Open(via) = watch.stream else { return };
+        watch.stream = Stream::Closed(via);
         match closed {
-            Closed::ByNode => watch.heard = now,
+            Closed::ByNode => watch.heard = watch.heard.max(at),
             Closed::ByManager => {}
         }
     }
@@ -213,7 +229,7 @@ impl Liveness {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Moment) {
-        let many_vanished = self.many_vanished(now);
+        let vanished = self.vanished(now);
         let (again, held_for) = (now + self.times(ASK_AFTER), self.times(HELD_FOR));
         let due = |watch: &Watch| self.due(watch).is_some_and(|at| at <= now);
         let nodes: Vec<NodeId> =
@@ -229,7 +245,7 @@ impl Liveness {
                     self.outputs.push_back(Verdict::Ask(id));
                 }
                 Standing::Asked { denied: false, .. }
-                    if many_vanished && now.since(watch.heard) < held_for =>
+                    if vanished.is_with_others(watch) && now.since(watch.heard) < held_for =>
                 {
                     watch.standing = Standing::ManagementLost { again };
                 }
@@ -265,16 +281,51 @@ impl Liveness {
         }
     }
 
-    /// Whether over three in ten nodes, and not just one, are silent at once.
-    fn many_vanished(&self, now: Moment) -> bool {
-        let down = |watch: &&Watch| matches!(watch.standing, Standing::Down);
-        let down = self.nodes.values().filter(down).count();
-        let (alive, vanished) = (self.nodes.len() - down, self.silent(now).len() - down);
-        vanished > 1 && vanished * 10 > alive * 3
+    /// Counts who is silent.
+    fn vanished(&self, now: Moment) -> Vanished {
+        let silent = self.silent(now);
+        let (mut alive, mut vanished, mut heard_by) = (0, 0, BTreeMap::new());
+        for (id, watch) in &self.nodes {
+            if matches!(watch.standing, Standing::Down) {
+                continue;
+            }
+            let (heard, of): &mut (usize, usize) = heard_by.entry(watch.stream.via()).or_default();
+            let is_silent = silent.contains(id);
+            (alive, *of) = (alive + 1, *of + 1);
+            match is_silent {
+                true => vanished += 1,
+                false => *heard += 1,
+            }
+        }
+        let deaf = heard_by.into_iter().filter(|(_, (heard, of))| *heard == 0 && *of > 1);
+        let deaf = deaf.map(|(manager, _)| manager).collect();
+        Vanished { many: vanished > 1 && vanished * 10 > alive * 3, deaf }
     }
 
     fn times(&self, tenths: u32) -> Duration {
         self.interval * tenths / 10
+    }
+}
+
+/// What speaks for it that managers do not hear, rather than that nodes are gone.
+struct Vanished {
+    /// Over three in ten nodes, and not just one, are silent at once.
+    many: bool,
+    /// The managers none of whose agents, and not just one, are heard.
+    deaf: BTreeSet<NodeId>,
+}
+
+impl Vanished {
+    fn is_with_others(&self, watch: &Watch) -> bool {
+        self.many || self.deaf.contains(&watch.stream.via())
+    }
+}
+
+impl Stream {
+    fn via(self) -> NodeId {
+        match self {
+            Self::Open(via) | Self::Closed(via) => via,
+        }
     }
 }
 

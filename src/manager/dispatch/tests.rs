@@ -28,8 +28,9 @@ impl Fixture {
         let secrets = trust.sealed().unwrap();
         let dispatcher = Arc::new(Dispatcher::new(Arc::new(trust)));
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
-        let log =
-            start_log(file, NodeId::from_u128(1), false, dispatcher.clone(), Alone).await.unwrap();
+        let log = start_log(file, NodeId::from_u128(1), false, dispatcher.clone(), Arc::new(Alone))
+            .await
+            .unwrap();
         let fixture = Self { log, dispatcher };
         let cluster = Cluster {
             id: [9; 16],

@@ -34,11 +34,12 @@ use std::{
 use openraft::{
     ChangeMembers, EmptyNode, RaftMetrics, Snapshot,
     error::{CheckIsLeaderError, ClientWriteError, RaftError},
+    raft::AppendEntriesResponse,
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{
@@ -104,6 +105,8 @@ struct Common {
     transport: Arc<dyn Transport>,
     /// Set once the log has started.
     raft: OnceLock<Raft>,
+    /// When a leader last said something.
+    led_at: Mutex<Option<Instant>>,
 }
 
 /// Why a log does not start.
@@ -197,8 +200,14 @@ impl Log {
         let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
         let raft = OnceLock::new();
-        let common =
-            Arc::new(Common { path, replica, stopped, transport: transport.clone(), raft });
+        let common = Arc::new(Common {
+            path,
+            replica,
+            stopped,
+            transport: transport.clone(),
+            raft,
+            led_at: Mutex::default(),
+        });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
@@ -272,7 +281,15 @@ impl Log {
         let refused = |error: &dyn std::error::Error| Response::Refused(error.to_string());
         match request {
             Request::Append(entries) => match raft.append_entries(entries).await {
-                Ok(answer) => Response::Append(answer),
+                Ok(answer) => {
+                    if matches!(
+                        answer,
+                        AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)
+                    ) {
+                        *locked(&self.common.led_at) = Some(Instant::now());
+                    }
+                    Response::Append(answer)
+                }
                 Err(error) => refused(&error),
             },
             Request::Vote(vote) => match raft.vote(vote).await {
@@ -415,6 +432,26 @@ impl Log {
         matches!(timeout(CONFIRMED_WITHIN, raft.get_read_log_id()).await, Ok(Ok(_)))
     }
 
+    /// Whether this member knows what is decided, but for what is on its way: as a leader, more than
+    /// half of the members answered it of late, and otherwise a leader said something.
+    pub fn is_current(&self) -> bool {
+        let Some(raft) = self.common.raft.get() else { return false };
+        let metrics = raft.metrics().borrow().clone();
+        if metrics.state.is_leader() {
+            let acked = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+            let alone = metrics.membership_config.voter_ids().count() == 1;
+            return alone || acked.is_some_and(|acked| acked < STALE_AFTER);
+        }
+        locked(&self.common.led_at).is_some_and(|led_at| led_at.elapsed() < STALE_AFTER)
+    }
+
+    /// Waits until this member knows what is decided.
+    pub async fn await_current(&self) {
+        while !self.is_current() {
+            sleep(raft::HEARTBEAT / 2).await;
+        }
+    }
+
     /// Waits until somebody leads, as far as this member knows; `None` once the log has stopped.
     pub async fn await_leader(&self) -> Option<NodeId> {
         let mut metrics = self.common.raft.get()?.metrics();
@@ -542,6 +579,8 @@ const LEADS_AFTER: Duration = Duration::from_secs(10);
 const MOST_BEHIND: u64 = 16;
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
+/// Longer than it takes to find another leader.
+const STALE_AFTER: Duration = Duration::from_secs(2);
 /// One that goes is there, or it is not waited for.
 const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// Members that are there answer within milliseconds.

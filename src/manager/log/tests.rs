@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::Path,
-    sync::{Arc, OnceLock, RwLock},
+    sync::{Arc, Mutex, OnceLock, RwLock},
 };
 
 use openraft::{
@@ -61,6 +61,7 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
             stopped: OnceLock::new(),
             transport: Arc::new(Alone),
             raft: OnceLock::new(),
+            led_at: Mutex::default(),
         });
         let due = Arc::new(Notify::new());
         let (thread, writer) =

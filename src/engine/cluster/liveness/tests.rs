@@ -7,6 +7,8 @@ const B: NodeId = NodeId::from_u128(2);
 const C: NodeId = NodeId::from_u128(3);
 /// The manager's own node.
 const M: NodeId = NodeId::from_u128(4);
+/// Another manager's.
+const F: NodeId = NodeId::from_u128(5);
 
 fn at(ms: u64) -> Moment {
     Moment::from_nanos(ms * 1_000_000)
@@ -16,7 +18,7 @@ fn at(ms: u64) -> Moment {
 fn heard_at(ms: u64) -> Liveness {
     let mut liveness = Liveness::new(Duration::from_secs(1), M);
     for node in [A, B, C] {
-        liveness.handle_opened(node, 1, at(ms));
+        liveness.handle_opened(node, 1, M, at(ms));
         assert_eq!(liveness.poll_output(), Some(Verdict::Ready(node)));
     }
     liveness
@@ -92,7 +94,7 @@ fn a_node_that_a_witness_hears_stays_ready_and_is_asked_for_again() {
     liveness.handle_asked(A, BTreeSet::from([B]), at(5600));
     liveness.handle_witness(B, A, Heard::No, at(6400));
     assert_eq!(next(&mut liveness), (6400, vec![Verdict::Down(A)]));
-    liveness.handle_opened(A, 2, at(9000));
+    liveness.handle_opened(A, 2, M, at(9000));
     assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
 }
 
@@ -187,12 +189,70 @@ fn those_held_are_down_once_they_are_silent_for_too_long() {
 #[test]
 fn an_older_stream_that_ends_late_does_not_end_the_newer() {
     let mut liveness = only_a_vanishes(0);
-    liveness.handle_opened(A, 3, at(100));
-    liveness.handle_opened(A, 2, at(150));
+    liveness.handle_opened(A, 3, M, at(100));
+    liveness.handle_opened(A, 2, M, at(150));
     liveness.handle_closed(A, 1, Closed::ByNode, at(200));
     assert_eq!(liveness.silent_for(A, at(200)), Some(Duration::from_millis(100)));
     liveness.handle_closed(A, 3, Closed::ByNode, at(200));
     assert_eq!(liveness.silent_for(A, at(200)), Some(Duration::ZERO));
+}
+
+#[test]
+fn a_host_that_starts_anew_numbers_its_streams_anew() {
+    let mut liveness = only_a_vanishes(0);
+    liveness.handle_opened(A, 9, M, at(100));
+    assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
+    liveness.handle_seen(A, 2, F, at(200));
+    assert_eq!(liveness.poll_output(), None, "one told of late, for all that is known");
+    assert_eq!(liveness.silent_for(A, at(200)), Some(Duration::from_millis(100)));
+    liveness.handle_closed(A, 9, Closed::ByManager, at(300));
+    liveness.handle_seen(A, 2, F, at(400));
+    assert_eq!(liveness.poll_output(), Some(Verdict::Ready(A)));
+    liveness.handle_seen(A, 2, F, at(500));
+    assert_eq!(liveness.poll_output(), None, "it is known");
+    assert_eq!(liveness.silent_for(A, at(500)), Some(Duration::ZERO));
+}
+
+#[test]
+fn what_is_told_late_takes_nothing_back() {
+    let mut liveness = only_a_vanishes(0);
+    liveness.handle_seen(B, 1, M, at(1000));
+    assert_eq!(liveness.silent_for(B, at(3000)), Some(Duration::from_millis(900)));
+}
+
+/// Four nodes of the leader and two of another manager, the last of which are not heard after this.
+fn those_of_another_manager_vanish() -> Liveness {
+    let mut liveness = Liveness::new(Duration::from_secs(1), M);
+    for node in 1..=6 {
+        let via = if node <= 4 { M } else { F };
+        liveness.handle_opened(NodeId::from_u128(10 + node), 1, via, at(0));
+        liveness.poll_output();
+    }
+    for node in 1..=4 {
+        liveness.handle_heard(NodeId::from_u128(10 + node), at(2600));
+    }
+    liveness
+}
+
+#[test]
+fn a_managers_nodes_that_vanish_together_are_held_unless_witnesses_deny_them() {
+    let [e, f] = [15, 16].map(NodeId::from_u128);
+    let mut liveness = those_of_another_manager_vanish();
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(e), Verdict::Ask(f)]));
+    for node in [e, f] {
+        liveness.handle_asked(node, BTreeSet::new(), at(2700));
+    }
+    assert_eq!(next(&mut liveness), (3500, vec![]), "it may be their manager that is gone");
+    assert!(liveness.is_management_lost(e) && liveness.is_management_lost(f));
+
+    let mut liveness = those_of_another_manager_vanish();
+    assert_eq!(next(&mut liveness), (2700, vec![Verdict::Ask(e), Verdict::Ask(f)]));
+    let witness = NodeId::from_u128(11);
+    for node in [e, f] {
+        liveness.handle_asked(node, BTreeSet::from([witness]), at(2700));
+        liveness.handle_witness(witness, node, Heard::No, at(3400));
+    }
+    assert_eq!(next(&mut liveness), (3500, vec![Verdict::Down(e), Verdict::Down(f)]));
 }
 
 #[test]
