@@ -1,7 +1,6 @@
 //! Networks: their name, VNI, subnets and gateways, given and freed with them.
 
-use std::collections::BTreeMap;
-
+use imbl::OrdMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +19,7 @@ pub(super) struct NetworkEntry {
     /// One a subnet, in the subnets' order.
     pub pools: Vec<AddressPool>,
     /// The endpoints on it.
-    pub names: BTreeMap<Name, EndpointId>,
+    pub names: OrdMap<Name, EndpointId>,
     automatic: Automatic,
 }
 
@@ -58,7 +57,7 @@ impl State {
         };
         self.network_names.insert(network.name.clone(), network.id);
         let entry =
-            NetworkEntry { network: network.clone(), pools, names: BTreeMap::new(), automatic };
+            NetworkEntry { network: network.clone(), pools, names: OrdMap::new(), automatic };
         self.networks.insert(network.id, entry);
         let events = vec![Event::NetworkChanged(network.id)];
         Ok(Applied { outcome: Outcome::Network(network), events })

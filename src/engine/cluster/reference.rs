@@ -11,18 +11,19 @@ use crate::types::{Id, Name};
 pub fn resolve<'a, K>(
     kind: Kind,
     reference: &str,
-    objects: impl Iterator<Item = (Id<K>, &'a Name)> + Clone,
+    objects: impl Iterator<Item = (Id<K>, &'a Name)>,
 ) -> Result<Id<K>, Refusal> {
-    let named = objects.clone().filter(|(_, name)| name.as_str() == reference);
+    let objects: Vec<_> = objects.collect();
+    let named = objects.iter().filter(|(_, name)| name.as_str() == reference);
     let whole = reference.parse::<Id<K>>().ok();
     let started = || {
         let starts = |id: &Id<K>| !reference.is_empty() && id.to_string().starts_with(reference);
-        objects.clone().map(|(id, _)| id).filter(starts).collect::<Vec<_>>()
+        objects.iter().map(|(id, _)| *id).filter(starts).collect::<Vec<_>>()
     };
-    let mut matches: Vec<Id<K>> = named.map(|(id, _)| id).collect();
+    let mut matches: Vec<Id<K>> = named.map(|(id, _)| *id).collect();
     if matches.is_empty() {
         matches = match whole {
-            Some(id) => objects.clone().map(|(id, _)| id).filter(|other| *other == id).collect(),
+            Some(id) => objects.iter().map(|(id, _)| *id).filter(|other| *other == id).collect(),
             None => started(),
         };
     }

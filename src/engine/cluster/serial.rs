@@ -2,34 +2,34 @@
 //! those given back, the one freed longest ago first, so that an address that just ended is not
 //! somebody else's a moment later.
 
-use std::collections::BTreeMap;
-
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 /// A range of numbers, each free or held by one `H`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(deserialize = "H: Clone + Deserialize<'de>"))]
 pub struct Serial<H> {
     first: u128,
     last: u128,
     /// Everything below was used at least once.
     fresh: u128,
-    held: BTreeMap<u128, H>,
+    held: OrdMap<u128, H>,
     /// What was given back, by when.
-    freed: BTreeMap<u64, u128>,
-    freed_when: BTreeMap<u128, u64>,
+    freed: OrdMap<u64, u128>,
+    freed_when: OrdMap<u128, u64>,
     frees: u64,
 }
 
-impl<H> Serial<H> {
+impl<H: Clone> Serial<H> {
     /// Makes the range `first..=last`. `last` is below `u128::MAX`.
     pub fn new(first: u128, last: u128) -> Self {
         Self {
             first,
             last,
             fresh: first,
-            held: BTreeMap::new(),
-            freed: BTreeMap::new(),
-            freed_when: BTreeMap::new(),
+            held: OrdMap::new(),
+            freed: OrdMap::new(),
+            freed_when: OrdMap::new(),
             frees: 0,
         }
     }
