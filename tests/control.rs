@@ -27,7 +27,7 @@ use overlay::{
         renewal::RenewalTask,
     },
     api::{
-        Ending, Founding, HEARTBEAT, JoinToken, Reopening, channel,
+        Ending, Founding, HEARTBEAT, JoinToken, Opened, Reopened, Reopening, channel,
         proto::{
             self, AdoptEndpointsRequest, AgentMessage, AwaitAcknowledgedRequest, ChallengeRequest,
             CreateEndpointRequest, CreateEndpointResponse, CreateNetworkRequest, Hello,
@@ -80,7 +80,7 @@ impl Cluster {
             state_dir: self.folders.path().join("n1"),
             listen_addr: self.addr,
             node: self.first.node.id,
-            is_new: false,
+            has_others: false,
             alone: false,
             credentials: self.first.credentials.clone(),
         }
@@ -90,7 +90,7 @@ impl Cluster {
     async fn restarted(self) -> Self {
         let reopening = self.reopening();
         self.manager.shutdown().await;
-        let (manager, reopened) = Manager::open(reopening).await.unwrap().unwrap();
+        let (manager, reopened) = opened(reopening).await;
         assert_eq!(reopened.listen_addr, self.addr);
         assert_eq!(reopened.cluster, self.first.cluster);
         assert_eq!(reopened.node, Node { status: reopened.node.status, ..self.first.node.clone() });
@@ -275,6 +275,14 @@ async fn silent_agent(cluster: &Cluster, joined: &Joined) -> Streaming<ManagerMe
     });
     let mut client = DispatchClient::new(cluster.channel(&joined.credentials).await);
     client.session(stream::iter([hello]).chain(pings)).await.unwrap().into_inner()
+}
+
+/// Starts a manager again that serves.
+async fn opened(reopening: Reopening) -> (Manager, Reopened) {
+    match Manager::open(reopening).await.unwrap() {
+        Opened::Serves(manager, reopened) => (manager, *reopened),
+        Opened::Gone => panic!("it is no manager"),
+    }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -637,7 +645,7 @@ async fn a_manager_does_not_start_without_its_own_key_and_log() {
     let Cluster { manager, addr, first, folders, .. } = cluster;
     let folder = folders.path().join("n1/manager");
     let reopening = || Reopening {
-        is_new: false,
+        has_others: false,
         alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: addr,
@@ -671,7 +679,7 @@ async fn a_manager_does_not_start_without_its_own_key_and_log() {
     check(Reopening { node: stranger.node.id, ..reopening() }, no_manager).await;
     check(Reopening { credentials: stranger.credentials.clone(), ..reopening() }, no_manager).await;
 
-    let (manager, _) = Manager::open(reopening()).await.unwrap().unwrap();
+    let (manager, _) = opened(reopening()).await;
     manager.shutdown().await;
     other.manager.shutdown().await;
 }
@@ -707,14 +715,14 @@ async fn a_folder_holds_one_cluster_and_a_founding_that_fails_leaves_nothing() {
     assert!(!folder.join("log.redb").exists(), "nothing is left");
     fs::rename(folders.path().join("away"), folder.join("log.redb")).unwrap();
     let reopening = Reopening {
-        is_new: false,
+        has_others: false,
         alone: false,
         state_dir: folders.path().join("n1"),
         listen_addr: founded.listen_addr,
         node: founded.node.id,
         credentials: founded.credentials,
     };
-    let (manager, reopened) = Manager::open(reopening).await.unwrap().unwrap();
+    let (manager, reopened) = opened(reopening).await;
     assert_eq!(reopened.cluster, founded.cluster);
     manager.shutdown().await;
 }

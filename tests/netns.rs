@@ -204,6 +204,11 @@ fn managers_that_are_cut_off_let_their_agents_go() {
 }
 
 #[test]
+fn what_goes_wrong_with_one_manager_takes_no_other_with_it() {
+    run("bad-managers.sh", &[]);
+}
+
+#[test]
 fn the_last_of_three_managers_goes_on_alone() {
     run("lost-managers.sh", &[]);
 }

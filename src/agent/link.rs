@@ -18,7 +18,10 @@ use tokio::{
 use tonic::{Status, Streaming, transport::Channel};
 use tracing::{debug, info, warn};
 
-use super::{certificate::Certificate, managers::Managers};
+use super::{
+    certificate::Certificate,
+    managers::{Managers, Standing},
+};
 use crate::{
     api::{
         HEARTBEAT, HEARTBEATS, LEADER, MAX_MESSAGE_BYTES, Malformed, channel, parse_id, parse_list,
@@ -231,9 +234,9 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                 self.link.managers.handle_known(addrs);
                 Ok(())
             }
-            manager_message::Message::Role(role) => {
-                let role = proto::Role::try_from(role).unwrap_or_default();
-                self.link.managers.handle_role(role.try_into()?);
+            manager_message::Message::Role(news) => {
+                let (role, decides) = (news.role().try_into()?, news.decides);
+                self.link.managers.handle_standing(Standing { role, decides });
                 Ok(())
             }
             manager_message::Message::LookFor(node) => {

@@ -19,15 +19,25 @@ pub struct Managers {
     current: Mutex<SocketAddr>,
     known: watch::Sender<Vec<SocketAddr>>,
     /// What a manager says last of this node.
-    role: watch::Sender<Role>,
+    standing: watch::Sender<Standing>,
     hurry: Notify,
+}
+
+/// What a node is to the managers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether it is to have one.
+    pub role: Role,
+    /// Whether the one that it has, or had, decides.
+    pub decides: bool,
 }
 
 impl Managers {
     /// Begins with `home`; `known` are those of an earlier process, and `role` what the node was.
     pub fn new(home: SocketAddr, known: Vec<SocketAddr>, role: Role) -> Self {
-        let (known, role) = (watch::Sender::new(known), watch::Sender::new(role));
-        Self { home, current: Mutex::new(home), known, role, hurry: Notify::new() }
+        let standing = watch::Sender::new(Standing { role, decides: false });
+        let known = watch::Sender::new(known);
+        Self { home, current: Mutex::new(home), known, standing, hurry: Notify::new() }
     }
 
     /// Returns the one to talk to.
@@ -83,13 +93,13 @@ impl Managers {
     }
 
     /// Takes what a manager says this node is.
-    pub fn handle_role(&self, role: Role) {
-        self.role.send_if_modified(|known| std::mem::replace(known, role) != role);
+    pub fn handle_standing(&self, standing: Standing) {
+        self.standing.send_if_modified(|known| std::mem::replace(known, standing) != standing);
     }
 
     /// Follows what this node is.
-    pub fn role(&self) -> watch::Receiver<Role> {
-        self.role.subscribe()
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 
     fn locked(&self) -> MutexGuard<'_, SocketAddr> {

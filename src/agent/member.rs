@@ -26,7 +26,7 @@ use super::{
     end_watch::EndWatch,
     join::Joined,
     link::{LinkTask, LookFor},
-    managers::Managers,
+    managers::{Managers, Standing},
     records::{MemberRecord, Records},
     renewal::RenewalTask,
 };
@@ -61,6 +61,8 @@ pub struct Member {
 pub struct Manager {
     managers: Arc<Managers>,
     connected: watch::Receiver<Option<Channel>>,
+    /// Stands where it began.
+    standing: watch::Receiver<Standing>,
 }
 
 impl Manager {
@@ -100,12 +102,12 @@ impl Manager {
 
     /// Returns what this node is, as a manager says last.
     pub fn role(&self) -> Role {
-        *self.managers.role().borrow()
+        self.standing.borrow().role
     }
 
-    /// Follows what this node is.
-    pub fn follow_role(&self) -> watch::Receiver<Role> {
-        self.managers.role()
+    /// Follows what this node is, from the beginning.
+    pub fn follow_standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Tells whether the stream to the manager is open.
@@ -192,11 +194,7 @@ impl Member {
         let managers = {
             let record = locked(&record);
             let role = if record.listen_addr.is_some() { Role::Manager } else { Role::Worker };
-            // A manager that goes on is its own node's, as soon as it knows what is decided; a new one
-            // has nothing to say yet.
-            let own = record.own_manager().filter(|_| !record.manager_is_new);
-            let home = own.unwrap_or(record.manager);
-            Arc::new(Managers::new(home, record.managers.clone(), role))
+            Arc::new(Managers::new(record.manager, record.managers.clone(), role))
         };
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);
@@ -225,7 +223,8 @@ impl Member {
             look_for,
             channels,
         );
-        let manager = Manager { managers, connected };
+        let standing = managers.standing();
+        let manager = Manager { managers, connected, standing };
         let (ended_sender, ended) = ended;
         let attachments = Attachments::new(
             joined.node.clone(),

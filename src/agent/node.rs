@@ -39,7 +39,7 @@ use super::{
 use crate::{
     api::{
         CERTIFICATE_LIFE, CERTIFICATE_LIVES, DEFAULT_PORT, Ending, Founded, Founding, HEARTBEAT,
-        HEARTBEATS, JoinToken, Joining, Reopened, Reopening, channel,
+        HEARTBEATS, JoinToken, Joining, Opened, Reopening, channel,
         proto::{
             self, CheckReachRequest, InitRequest, InitResponse, JoinClusterRequest,
             JoinClusterResponse, JoinTokenRequest, LeaveClusterRequest, LeaveClusterResponse,
@@ -55,8 +55,6 @@ use crate::{
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// A manager that a function starts, or why it does not.
 type Starting<T> = Boxed<anyhow::Result<(T, StopManager)>>;
-/// A manager that serves again, if there is one.
-pub type Opened = Option<(Reopened, StopManager)>;
 /// Starts a manager in this process. The agent does not know how one is made.
 pub struct StartManager {
     /// Founds a cluster.
@@ -64,7 +62,7 @@ pub struct StartManager {
     /// Joins the managers of a cluster.
     pub join: Box<dyn Fn(Joining) -> Starting<SocketAddr> + Send + Sync>,
     /// Serves the cluster of the state folder again, if the node still has a manager.
-    pub open: Box<dyn Fn(Reopening) -> Boxed<anyhow::Result<Opened>> + Send + Sync>,
+    pub open: Box<dyn Fn(Reopening) -> Boxed<anyhow::Result<Opened<StopManager>>> + Send + Sync>,
 }
 /// Ends that manager.
 pub type StopManager = Box<dyn FnOnce(Ending) -> Boxed<()> + Send>;

@@ -14,13 +14,14 @@ use tracing::{info, warn};
 
 use super::{
     Node,
+    managers::Standing,
     member::Member,
     node::{Life, StopManager, refused},
     records::MemberRecord,
 };
 use crate::{
     api::{
-        Ending, Joining, Reopening, channel,
+        Ending, Joining, Opened, Reopening, channel,
         proto::{GiftRequest, ManagerGift, membership_client::MembershipClient},
         tls::Credentials,
     },
@@ -41,19 +42,22 @@ impl Node {
             state_dir: self.options.state_dir.clone(),
             listen_addr,
             node: record.node.id,
-            is_new: record.manager_is_new,
+            has_others: record.has_others(),
             alone,
             credentials: credentials.clone(),
         };
         let opened = (self.start_manager.open)(reopening).await;
         let (stop, node) = match opened.context("start the manager again")? {
-            Some((reopened, stop)) => (Some(stop), reopened.node),
-            None => {
+            Opened::Serves(stop, reopened) => (Some(stop), reopened.node),
+            Opened::Gone => {
                 record.listen_addr = None;
                 (None, NodeRecord { role: Role::Worker, ..record.node.clone() })
             }
         };
-        (record.node, record.manager_is_new) = (node, false);
+        record.node = node;
+        if let Some(own) = record.own_manager() {
+            record.manager = own;
+        }
         let kept = self.records.put_record(record);
         match (kept, stop) {
             (Ok(()), stop) => Ok(stop),
@@ -105,37 +109,27 @@ impl Node {
             anew,
         };
         let (listen_addr, stop) = (self.start_manager.join)(joining).await?;
-        (record.listen_addr, record.manager_is_new) = (Some(listen_addr), true);
+        record.listen_addr = Some(listen_addr);
         Ok(stop)
     }
 
     /// Has a member's manager start and end as the cluster says, until the membership ends.
     pub(super) fn follow_role(self: &Arc<Self>, member: &Arc<Member>) {
         let (node, weak) = (Arc::downgrade(self), Arc::downgrade(member));
-        let mut told = member.manager.follow_role();
+        let mut told = member.manager.follow_standing();
         tokio::spawn(async move {
-            loop {
-                let role = *told.borrow_and_update();
+            // What it was told before is done.
+            while told.changed().await.is_ok() {
+                let standing = *told.borrow_and_update();
                 let (Some(node), Some(member)) = (node.upgrade(), weak.upgrade()) else { return };
-                let taken = node.take_role(&member, role).await;
+                let taken = node.take_standing(&member, standing).await;
                 drop((node, member));
-                match taken {
-                    Ok(()) => {
-                        if told.changed().await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        let again_in = RETRY;
-                        warn!(
-                            error = format!("{error:#}"),
-                            ?again_in,
-                            "this node's manager does not start"
-                        );
-                        // Until then it may be wanted no more.
-                        if matches!(timeout(RETRY, told.changed()).await, Ok(Err(_))) {
-                            return;
-                        }
+                if let Err(error) = taken {
+                    let (error, again_in) = (format!("{error:#}"), RETRY);
+                    warn!(error, ?again_in, "this node's manager does not start");
+                    // Until then it may be wanted no more.
+                    if timeout(RETRY, told.changed()).await.is_err() {
+                        told.mark_changed();
                     }
                 }
             }
@@ -143,8 +137,18 @@ impl Node {
     }
 
     /// Starts or ends a member's manager, if that is to be done.
-    async fn take_role(&self, member: &Arc<Member>, role: Role) -> anyhow::Result<()> {
+    async fn take_standing(
+        &self,
+        member: &Arc<Member>,
+        Standing { role, decides }: Standing,
+    ) -> anyhow::Result<()> {
         if role == Role::Manager && member.own_manager().is_none() {
+            if decides {
+                warn!(
+                    "this node's manager has lost its log; demote it on another one, then promote it again"
+                );
+                return Ok(());
+            }
             let gift = gift(member).await.map_err(|status| anyhow!("{}", status.message()))?;
             let mut life = self.life.lock().await;
             let Life::Member(current, stop @ None) = &mut *life else { return Ok(()) };
@@ -153,7 +157,7 @@ impl Node {
             }
             let before = member.record();
             let mut record = before.clone();
-            (record.listen_addr, record.manager_is_new) = (Some(record.will_listen()), true);
+            record.listen_addr = Some(record.will_listen());
             // If the process ends before there is one, the next knows that by this.
             member.put_record(record.clone())?;
             match self.join_managers(&mut record, gift, true).await {
@@ -172,7 +176,7 @@ impl Node {
                 return Ok(());
             };
             let mut record = member.record();
-            (record.listen_addr, record.manager_is_new) = (None, false);
+            record.listen_addr = None;
             (record.manager, record.node.role) = (member.manager.addr(), Role::Worker);
             let kept = member.put_record(record);
             stop(Ending::Undone).await;

@@ -56,9 +56,6 @@ pub struct MemberRecord {
     /// Where a manager of this node is to listen, if the operator chose that.
     #[serde(default)]
     pub listen_choice: Option<SocketAddr>,
-    /// Its manager is new: if it has not heard of the cluster when the process ends, it starts anew.
-    #[serde(default)]
-    pub manager_is_new: bool,
 }
 
 /// One endpoint of this node.
@@ -121,8 +118,14 @@ impl MemberRecord {
             managers: Vec::new(),
             listen_addr: None,
             listen_choice: None,
-            manager_is_new: false,
         }
+    }
+
+    /// Whether it knows of managers beside its own.
+    pub fn has_others(&self) -> bool {
+        let own = [self.own_manager(), Some(self.node.advertise_addr)];
+        let mut known = self.managers.iter().chain([&self.manager]);
+        known.any(|manager| !own.contains(&Some(*manager)))
     }
 
     /// Returns where a manager of this node is to listen.

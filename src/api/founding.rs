@@ -59,12 +59,31 @@ pub struct Reopening {
     pub listen_addr: SocketAddr,
     /// The node that it runs on.
     pub node: NodeId,
-    /// It may not have heard of its cluster yet.
-    pub is_new: bool,
+    /// There are other managers, which go on if this one's log is gone, or holds nothing yet.
+    pub has_others: bool,
     /// The other managers are lost: it goes on without them, in a new epoch.
     pub alone: bool,
     /// What the manager shows of itself: the node's own.
     pub credentials: super::tls::Credentials,
+}
+
+/// What came of starting a manager again.
+pub enum Opened<M> {
+    /// It serves.
+    Serves(M, Box<Reopened>),
+    /// There is none, while others go on: it is one no more, it has not heard of the cluster yet, or its
+    /// log is lost. Nothing is left of it.
+    Gone,
+}
+
+impl<M> Opened<M> {
+    /// Has something else stand for the manager.
+    pub fn map<N>(self, map: impl FnOnce(M) -> N) -> Opened<N> {
+        match self {
+            Self::Serves(manager, reopened) => Opened::Serves(map(manager), reopened),
+            Self::Gone => Opened::Gone,
+        }
+    }
 }
 
 /// What a manager that started again says of itself.

@@ -19,7 +19,7 @@ mod token;
 mod validity;
 
 pub use convert::{Malformed, parse_id, parse_list, parse_text};
-pub use founding::{Ending, Founded, Founding, Joining, Reopened, Reopening};
+pub use founding::{Ending, Founded, Founding, Joining, Opened, Reopened, Reopening};
 pub use scope::{read_scope_digests, read_scopes, scope_digests, scopes};
 pub use token::{JoinToken, TokenError};
 pub use validity::{BACKDATED, Validity};

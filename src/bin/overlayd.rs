@@ -132,10 +132,7 @@ fn start_manager() -> StartManager {
             })
         }),
         open: Box::new(|reopening| {
-            Box::pin(async move {
-                let opened = Manager::open(reopening).await?;
-                Ok(opened.map(|(manager, reopened)| (reopened, stop(manager))))
-            })
+            Box::pin(async move { Ok(Manager::open(reopening).await?.map(stop)) })
         }),
     }
 }

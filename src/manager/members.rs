@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         LEADER,
-        proto::{self, ManagerGift},
+        proto::{self, ManagerGift, RoleNews},
     },
     engine::cluster::{Command, Outcome, State},
     types::{Node, NodeId, NodeStatus, Role},
@@ -174,13 +174,11 @@ impl Shared {
 
     /// Returns whether a node's agent is to have a manager. One that decides is needed until the
     /// others have agreed that it does not.
-    pub(super) fn role_of(&self, node: NodeId) -> proto::Role {
+    pub(super) fn role_of(&self, node: NodeId) -> RoleNews {
         let role = self.log.read(|state| state.node(node).map(|node| node.role));
-        let role = match self.log.members().contains(&node) {
-            true => Role::Manager,
-            false => role.unwrap_or(Role::Worker),
-        };
-        role.into()
+        let decides = self.log.members().contains(&node);
+        let role = if decides { Role::Manager } else { role.unwrap_or(Role::Worker) };
+        RoleNews { role: proto::Role::from(role).into(), decides }
     }
 
     /// Makes a node a manager, or one no more; returns it, and whether those that decide are so.

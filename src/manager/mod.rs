@@ -65,7 +65,7 @@ use self::{
 };
 use crate::{
     api::{
-        Ending, Founded, Founding, Joining, MAX_MESSAGE_BYTES, Reopened, Reopening,
+        Ending, Founded, Founding, Joining, MAX_MESSAGE_BYTES, Opened, Reopened, Reopening,
         backup::{self, Sections, section},
         parse_id,
         proto::{
@@ -211,26 +211,25 @@ impl Manager {
     }
 
     /// Serves a cluster again that was founded in this state folder. No node is connected yet;
-    /// those that were Ready have as long to come as if they were heard just now. `None` if the node
-    /// has no manager any more, or has none yet, and what is left of it is removed.
+    /// those that were Ready have as long to come as if they were heard just now.
     ///
     /// # Errors
     /// The address cannot be listened on; the log or the manager's key is missing, damaged, or not
     /// of this node's cluster. All of it is left as it is.
-    pub async fn open(reopening: Reopening) -> anyhow::Result<Option<(Self, Reopened)>> {
-        let Reopening { state_dir, listen_addr, node, is_new, alone, credentials } = reopening;
+    pub async fn open(reopening: Reopening) -> anyhow::Result<Opened<Self>> {
+        let Reopening { state_dir, listen_addr, node, has_others, alone, credentials } = reopening;
         let listener = listen(listen_addr, "end what has it, then start overlayd again").await?;
         let listen_addr = listener.local_addr()?;
         let folder = folder(&state_dir);
         let path = folder.join(LOG_FILE);
         let file = match open_file(path.clone(), alone.then_some(node)).await? {
-            Err(OpenError::Missing { .. }) if is_new => return Ok(None),
+            Err(OpenError::Missing { .. }) if has_others && !alone => return Ok(Opened::Gone),
             opened => opened?,
         };
-        if is_new && file.is_of(node) && file.state().cluster().is_none() {
+        if has_others && file.is_of(node) && file.state().cluster().is_none() {
             drop(file);
             remove(&folder);
-            return Ok(None);
+            return Ok(Opened::Gone);
         }
         let path = path.display();
         let (Some(settings), Some(secrets)) = (file.state().cluster(), file.state().secrets())
@@ -250,7 +249,7 @@ impl Manager {
         if node.role == Role::Worker && file.is_of(node.id) && !file.decides(node.id) {
             drop(file);
             remove(&folder);
-            return Ok(None);
+            return Ok(Opened::Gone);
         }
         let tls = ListenerTls::new(trust.clone(), node.id, life)?;
         let core = Core::start(file, node.id, false, trust, life).await?;
@@ -261,7 +260,8 @@ impl Manager {
         let shared = Shared::new(folder, settings, &node, core, &[])?;
         info!(addr = %listen_addr, "manager listens again");
         let node = shared.log.read(|state| state.node(node.id).cloned()).unwrap_or(node);
-        Ok(Some((Self::serve(shared, listener, tls), Reopened { cluster, node, listen_addr })))
+        let reopened = Reopened { cluster, node, listen_addr };
+        Ok(Opened::Serves(Self::serve(shared, listener, tls), Box::new(reopened)))
     }
 
     /// Starts the manager of a node that joined others; what they decided comes over its address.

@@ -252,7 +252,7 @@ impl SessionTask {
             let addrs = addrs.iter().map(ToString::to_string).collect();
             manager_message::Message::Managers(Managers { addrs })
         } else if dispatcher.take_role_due(&self.handle) {
-            manager_message::Message::Role(self.shared.role_of(self.node.id).into())
+            manager_message::Message::Role(self.shared.role_of(self.node.id))
         } else if let Some(digests) = dispatcher.take_roots(&self.handle) {
             let digests = digests.iter().map(|digest| digest.to_vec()).collect();
             manager_message::Message::Roots(Roots { digests })

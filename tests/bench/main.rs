@@ -1,6 +1,8 @@
 //! Functions of the packet path and the tables, measured: nanoseconds a call, the median of many
 //! runs. `cargo xtask bench` runs this; `cargo bench --bench bench WORD` measures what has WORD in
-//! its name.
+//! its name. The managers' log takes longer, and has a word of its own.
+
+mod log;
 
 use std::{
     hint::black_box,
@@ -60,7 +62,11 @@ impl Bench {
 
 fn main() {
     // cargo passes `--bench`; a word is a name's part.
-    let bench = Bench { wanted: std::env::args().skip(1).find(|word| !word.starts_with('-')) };
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
+    let bench = Bench { wanted: words.next() };
+    if bench.wanted.as_deref() == Some("log") {
+        return log::run(words.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(5));
+    }
     seals(&bench);
     verdicts(&bench);
 }

@@ -162,9 +162,10 @@ async fn every_manager_serves_agents_and_the_leader_knows_who_is_alive() {
 
     // Its manager ends: it goes to another one at once, and is ready all the time.
     n2.manager.shutdown().await;
-    within(agent.connected.wait_for(Option::is_none)).await.unwrap();
-    within(agent.connected.wait_for(Option::is_some)).await.unwrap();
-    assert!([addr, n3.addr].contains(&agent.managers.current()));
+    let managers = agent.managers.clone();
+    let moved = |to: &Option<Channel>| to.is_some() && managers.current() != n2.addr;
+    within(agent.connected.wait_for(moved)).await.unwrap();
+    assert!([addr, n3.addr].contains(&managers.current()));
     assert_eq!(leader.status_of(w1.node.id).await, NodeStatus::Ready);
     drop(agent);
     until_status(&leader, w1.node.id, NodeStatus::Down).await;
@@ -213,10 +214,10 @@ async fn a_worker_is_promoted_decides_and_is_demoted_again() {
     let refused = membership.gift(GiftRequest {}).await.unwrap_err();
     assert_eq!(refused.message(), "node w is a worker; promote it first");
 
-    let mut told = agent.managers.role();
+    let mut told = agent.managers.standing();
     let promoted = async { cluster.set_role(&joined, Role::Manager).await.unwrap() };
     let started = async {
-        within(told.wait_for(|role| *role == overlay::types::Role::Manager)).await.unwrap();
+        within(told.wait_for(|told| told.role == overlay::types::Role::Manager)).await.unwrap();
         let gift = membership.gift(GiftRequest {}).await.unwrap().into_inner().manager.unwrap();
         Other::start(&cluster, joined.clone(), gift, true).await
     };
@@ -229,7 +230,7 @@ async fn a_worker_is_promoted_decides_and_is_demoted_again() {
     // It goes on for as long as the first needs it, and hears that it is one no more only then.
     let demoted = cluster.set_role(&joined, Role::Worker).await.unwrap();
     assert!(demoted.settled);
-    within(told.wait_for(|role| *role == overlay::types::Role::Worker)).await.unwrap();
+    within(told.wait_for(|told| told.role == overlay::types::Role::Worker)).await.unwrap();
     let Other { manager, .. } = w;
     manager.end(Ending::Undone).await;
     assert!(!cluster.folders.path().join("w/manager").exists(), "its log and keys are gone");
@@ -275,8 +276,8 @@ async fn a_manager_that_was_demoted_while_it_was_away_hears_that_it_decides_no_m
     let cluster = Cluster::found().await;
     let Other { manager, joined, addr } = Other::join(&cluster, "n2").await;
     let state_dir = cluster.folders.path().join("n2");
-    let reopening = |is_new| Reopening {
-        is_new,
+    let reopening = |has_others| Reopening {
+        has_others,
         alone: false,
         state_dir: state_dir.clone(),
         listen_addr: addr,
@@ -286,7 +287,7 @@ async fn a_manager_that_was_demoted_while_it_was_away_hears_that_it_decides_no_m
     manager.shutdown().await;
     assert!(cluster.set_role(&joined, Role::Worker).await.is_err(), "one of two cannot decide");
     // It is needed to decide that it is not.
-    let (manager, _) = Manager::open(reopening(false)).await.unwrap().unwrap();
+    let (manager, _) = opened(reopening(false)).await;
     within(async { while cluster.set_role(&joined, Role::Worker).await.is_err() {} }).await;
     let n2 = joined.node.id.to_bytes().to_vec();
     within(async {
@@ -307,7 +308,30 @@ async fn a_manager_that_was_demoted_while_it_was_away_hears_that_it_decides_no_m
         "{missing}"
     );
     let none = Manager::open(reopening(true)).await.unwrap();
-    assert!(none.is_none(), "it ended before it had begun");
+    assert!(matches!(none, Opened::Gone), "others go on without its log");
+}
+
+#[tokio::test]
+async fn an_older_manager_takes_nothing_that_it_does_not_know() {
+    let cluster = Cluster::found().await;
+    let n1 = cluster.first.node.id;
+    let revision = async || {
+        let mut control = cluster.control().await;
+        control.list_nodes(ListNodesRequest {}).await.unwrap();
+        cluster.endpoint(&cluster.first, "blue").await.revision
+    };
+    cluster.network("blue").await;
+    let before = revision().await;
+    let entry = format!(
+        r#"{{"Append":{{"vote":{{"leader_id":{{"term":99,"node_id":"{n1}"}},"committed":true}},"prev_log_id":null,"entries":[{{"log_id":{{"leader_id":{{"term":99,"node_id":"{n1}"}},"index":1}},"payload":{{"Normal":{{"id":"0000000000000000000000007","commands":[{{"Unheard":1}}]}}}}}}],"leader_commit":null}}}}"#
+    );
+    let mut client = ReplicationClient::new(cluster.channel(&cluster.first.credentials).await);
+    let request = ReplicationRequest { to: n1.to_bytes().to_vec(), body: entry.into_bytes() };
+    let refused = client.call(request).await.unwrap_err();
+    let start = "not understood: unknown variant `Unheard`, expected one of ";
+    assert!(refused.message().starts_with(start), "{refused}");
+    assert!(refused.message().ends_with("; use the same overlayd"), "{refused}");
+    assert!(revision().await > before, "it goes on as before");
 }
 
 #[tokio::test]

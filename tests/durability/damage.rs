@@ -73,7 +73,10 @@ fn a_bent_bit_is_harmless_or_named() {
             if let Some(error) = opened(bent, &written.state, &format!("{kind}, bit {bit}")) {
                 named += 1;
                 assert!(error.starts_with("the log log.redb "), "{error}");
-                assert!(error.ends_with("; restore a backup with overlayd --restore"), "{error}");
+                assert!(
+                    error.ends_with("; otherwise restore a backup with overlayd --restore"),
+                    "{error}"
+                );
             }
         }
     }
@@ -92,7 +95,7 @@ fn a_cut_file_is_named() {
                 Some(error) => {
                     assert!(error.starts_with("the log log.redb is damaged: "), "{what}: {error}");
                     assert!(
-                        error.ends_with("; restore a backup with overlayd --restore"),
+                        error.ends_with("; otherwise restore a backup with overlayd --restore"),
                         "{error}"
                     );
                 }
@@ -112,7 +115,7 @@ fn a_file_of_zeros_or_of_something_else_is_named() {
     }
     assert_eq!(
         opened(Vec::new(), &written.state, "empty").unwrap(),
-        "the log log.redb is damaged: the file is empty; restore a backup with overlayd --restore"
+        "the log log.redb is damaged: the file is empty; where other managers go on, demote this node there, remove . and start overlayd; otherwise restore a backup with overlayd --restore"
     );
 }
 
@@ -136,7 +139,9 @@ fn ends(transaction: &redb::WriteTransaction) -> (Revision, Revision) {
 }
 
 fn damaged(what: &str) -> String {
-    format!("the log log.redb is damaged: {what}; restore a backup with overlayd --restore")
+    format!(
+        "the log log.redb is damaged: {what}; where other managers go on, demote this node there, remove . and start overlayd; otherwise restore a backup with overlayd --restore"
+    )
 }
 
 #[test]

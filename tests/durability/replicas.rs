@@ -22,7 +22,7 @@ use overlay::{
 };
 
 use crate::{
-    disk::{Disk, Random},
+    disk::{Disk, Fault, Random},
     workload::{cluster, network},
 };
 
@@ -374,3 +374,52 @@ async fn one_that_never_comes_is_in_nobodys_way() {
     managers.log(2).propose(network(2)).await.unwrap();
     assert_eq!(managers.settled().await.revision(), 3);
 }
+
+/// The disk of the one that leads, or of one that follows, fails once; it stops, and the others go on.
+async fn go_on_without(failing: u128, errno: i32) {
+    let managers = Managers::three().await;
+    let disk = managers.inner().running[&NodeId::from_u128(failing)].1.clone();
+    let end = Arc::new(AtomicUsize::new(0));
+    let other = failing % 3 + 1;
+    let writer = tokio::spawn(write(managers.log(other), 10_000, end.clone()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    disk.plan(3, Fault::Error(errno));
+    let stopped = loop {
+        match managers.log(failing).propose(network(1_000_000)).await {
+            Err(ProposeError::Stopped(stopped)) => break stopped,
+            // Before that, it is written, was written, or the leader's end is not known yet.
+            Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert!(stopped.to_string().starts_with("the log log.redb is stopped: "), "{stopped}");
+    let rest: Vec<u128> = (1..=3).filter(|id| *id != failing).collect();
+    managers.leader_of(&rest).await;
+    managers.log(other).propose(network(5)).await.unwrap();
+    assert!(!managers.log(failing).is_current(), "its agents go to the others");
+    end.store(1, SeqCst);
+    let (made, _) = writer.await.unwrap();
+    // With another start, on the same disk, it is one of them again.
+    let disk = managers.kill(failing);
+    managers.start(failing, &disk, false).await;
+    let state = managers.settled().await;
+    holds_all(&state, &made);
+    holds_all(&state, &[5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_fails_gives_way() {
+    go_on_without(1, EIO).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_is_full_gives_way() {
+    go_on_without(1, ENOSPC).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_disk_fails_is_in_nobodys_way() {
+    go_on_without(3, EIO).await;
+}
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;

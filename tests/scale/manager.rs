@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use overlay::{
-    api::{CERTIFICATE_LIFE, Founding, HEARTBEAT, Reopening, tls::Credentials},
+    api::{CERTIFICATE_LIFE, Founding, HEARTBEAT, Opened, Reopening, tls::Credentials},
     manager::Manager,
     types::NodeId,
 };
@@ -26,16 +26,16 @@ pub async fn run(folder: &str) -> anyhow::Result<()> {
     let manager = match std::fs::read(&kept_path) {
         Ok(kept) => {
             let kept: Kept = serde_json::from_slice(&kept)?;
-            let (manager, _) = Manager::open(Reopening {
-                is_new: false,
+            let opened = Manager::open(Reopening {
+                has_others: false,
                 alone: false,
                 state_dir: folder.to_owned(),
                 listen_addr: kept.serving.addr,
                 node: kept.node,
                 credentials: kept.serving.credentials(),
             })
-            .await?
-            .context("its node is no manager")?;
+            .await?;
+            let Opened::Serves(manager, _) = opened else { bail!("its node is no manager") };
             say(&kept.serving).await?;
             manager
         }

@@ -90,7 +90,7 @@ pub(super) struct Grown {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's sentence says what it is")]
 pub enum OpenError {
-    #[error("the log {} is there already: this state folder holds a cluster; remove {} to give that cluster up", .path.display(), .path.parent().unwrap_or(Path::new(".")).display())]
+    #[error("the log {} is there already: this state folder holds a cluster; remove {} to give that cluster up", .path.display(), folder(.path))]
     Exists { path: PathBuf },
     #[error("the log {} is not there; restore a backup with overlayd --restore", .path.display())]
     Missing { path: PathBuf },
@@ -98,7 +98,7 @@ pub enum OpenError {
     Newer { path: PathBuf, what: String },
     #[error("the log {}: {what} was written by an older overlayd; make a backup with that version, then restore it with this one", .path.display())]
     Older { path: PathBuf, what: String },
-    #[error("the log {} is damaged: {what}; restore a backup with overlayd --restore", .path.display())]
+    #[error("the log {} is damaged: {what}; where other managers go on, demote this node there, remove {} and start overlayd; otherwise restore a backup with overlayd --restore", .path.display(), folder(.path))]
     Damaged { path: PathBuf, what: String },
     #[error("the log {} is in use by another process; end that one", .path.display())]
     InUse { path: PathBuf },
@@ -106,6 +106,11 @@ pub enum OpenError {
     Foreign { path: PathBuf, owner: NodeId, manager: NodeId },
     #[error("the log {}: {error}; check that disk, its space, and who may write there", .path.display())]
     Io { path: PathBuf, error: io::Error },
+}
+
+fn folder(path: &Path) -> std::path::Display<'_> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).display()
 }
 
 impl LogFile {

@@ -437,10 +437,14 @@ impl Log {
     pub fn is_current(&self) -> bool {
         let Some(raft) = self.common.raft.get() else { return false };
         let metrics = raft.metrics().borrow().clone();
+        let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+        if alone || metrics.running_state.is_err() {
+            // Whoever decides alone has nobody to whom its agents could go.
+            return alone;
+        }
         if metrics.state.is_leader() {
             let acked = metrics.millis_since_quorum_ack.map(Duration::from_millis);
-            let alone = metrics.membership_config.voter_ids().count() == 1;
-            return alone || acked.is_some_and(|acked| acked < STALE_AFTER);
+            return acked.is_some_and(|acked| acked < STALE_AFTER);
         }
         locked(&self.common.led_at).is_some_and(|led_at| led_at.elapsed() < STALE_AFTER)
     }
