@@ -1,0 +1,17 @@
+//! Long runs of several managers under clients whose calls are all taken down, and judged at the end.
+//!
+//! ```text
+//!   load (writers, readers) -> node (overlayctl, each call timed) -> history -> check
+//!   failover: round: decide together -> fault -> gap -> heal -> decide together ...
+//! ```
+
+mod check;
+mod cluster;
+mod failover;
+mod fault;
+mod figures;
+mod history;
+mod load;
+mod node;
+
+pub use self::{failover::run as failover, fault::Fault};
