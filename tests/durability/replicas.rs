@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::future::join_all;
 use overlay::{
-    engine::cluster::{Event, State},
+    engine::cluster::{Event, Outcome, State},
     manager::log::{
         Answering, Log, LogFile, Member, MembersError, NotReached, ProposeError, Request,
         Snapshots, Transport, Watch,
@@ -259,6 +259,27 @@ async fn a_leader_that_is_cut_off_decides_nothing() {
     let state = managers.settled().await;
     holds_all(&state, &[8, 9]);
     assert!(state.network(NetworkId::from_u128(7)).is_none(), "it was acknowledged to nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_decides_as_the_leader_no_later_leader_writes() {
+    let managers = Managers::three().await;
+    let (_, outcome) = managers.log(1).propose_leading(network(6)).await.unwrap();
+    assert!(matches!(outcome, Outcome::Network(_)));
+    managers.cut_off(1);
+    let former = managers.log(1);
+    let decided = tokio::spawn(async move { former.propose_leading(network(7)).await });
+    managers.leader_of(&[2, 3]).await;
+    managers.log(2).propose(network(8)).await.unwrap();
+    managers.heal();
+    assert_eq!(decided.await.unwrap().unwrap_err(), ProposeError::NoLeader);
+    let follower = managers.log(1).propose_leading(network(9)).await.unwrap_err();
+    assert_eq!(follower, ProposeError::NoLeader);
+    let state = managers.settled().await;
+    holds_all(&state, &[6, 8]);
+    for id in [7, 9] {
+        assert!(state.network(NetworkId::from_u128(id)).is_none(), "{id} was written");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,7 +42,7 @@ use tokio::{
 };
 
 use self::{
-    batches::{Batches, Proposal},
+    batches::{Author, Batches, Proposal},
     file::Held,
     machine::{Machine, Replica},
     network::Network,
@@ -241,8 +241,28 @@ impl Log {
     /// Has a command written and applied, and returns its revision and outcome when it is durable.
     ///
     /// # Errors
-    /// The state refuses the command, it is too large, or the log is stopped.
+    /// The state refuses the command, it is too large, nobody leads, or the log is stopped.
     pub async fn propose(&self, command: Command) -> Result<(Revision, Outcome), ProposeError> {
+        self.propose_as(Author::Anybody, command).await
+    }
+
+    /// The same of what this manager decides because it leads: if it does not any more, another one
+    /// decides by what it sees itself.
+    ///
+    /// # Errors
+    /// As of [`Self::propose`]; that nobody leads may also be that another one does.
+    pub async fn propose_leading(
+        &self,
+        command: Command,
+    ) -> Result<(Revision, Outcome), ProposeError> {
+        self.propose_as(Author::ThisLeader, command).await
+    }
+
+    async fn propose_as(
+        &self,
+        author: Author,
+        command: Command,
+    ) -> Result<(Revision, Outcome), ProposeError> {
         let bytes = store::json(&command).len();
         if bytes > MAX_COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
@@ -250,7 +270,7 @@ impl Log {
         let (answer, answered) = oneshot::channel();
         let sender = locked(&self.proposals).clone();
         let sender = sender.ok_or_else(|| self.stopped())?;
-        let sent = sender.send(Proposal { command, bytes, answer }).await;
+        let sent = sender.send(Proposal { command, author, bytes, answer }).await;
         drop(sender);
         sent.map_err(|_| self.stopped())?;
         answered.await.map_err(|_| self.stopped())?
