@@ -34,6 +34,8 @@ struct Managers(Arc<Mutex<Inner>>);
 struct Inner {
     running: BTreeMap<NodeId, (Arc<Log>, Disk)>,
     cut_off: BTreeSet<NodeId>,
+    /// Those that answer nobody, and of whom nobody knows that.
+    silent: BTreeSet<NodeId>,
 }
 
 /// The way from one manager to the others.
@@ -47,6 +49,9 @@ impl Transport for Way {
         Box::pin(async move {
             let called = self.managers.reach(self.own, member);
             let called = called.ok_or_else(|| NotReached(format!("{member} is away")))?;
+            if self.managers.is_silent(self.own, member) {
+                return std::future::pending().await;
+            }
             let response = called.handle(request).await;
             // An answer may be lost as well.
             let reached = self.managers.reach(self.own, member).is_some();
@@ -118,8 +123,19 @@ impl Managers {
         self.inner().cut_off.insert(NodeId::from_u128(id));
     }
 
+    /// Nothing that goes to one or comes from it arrives any more.
+    fn silence(&self, id: u128) {
+        self.inner().silent.insert(NodeId::from_u128(id));
+    }
+
+    fn is_silent(&self, from: NodeId, to: NodeId) -> bool {
+        let inner = self.inner();
+        inner.silent.contains(&from) || inner.silent.contains(&to)
+    }
+
     fn heal(&self) {
         self.inner().cut_off.clear();
+        self.inner().silent.clear();
     }
 
     fn reach(&self, from: NodeId, to: NodeId) -> Option<Arc<Log>> {
@@ -259,6 +275,20 @@ async fn a_leader_that_is_cut_off_decides_nothing() {
     let state = managers.settled().await;
     holds_all(&state, &[8, 9]);
     assert!(state.network(NetworkId::from_u128(7)).is_none(), "it was acknowledged to nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stands_still_holds_nobody_up() {
+    let managers = Managers::three().await;
+    managers.silence(1);
+    // Both are on their way to it when the others go on.
+    let (writer, reader) = (managers.log(2), managers.log(3));
+    let written = tokio::spawn(async move { writer.propose(network(8)).await });
+    let read = tokio::spawn(async move { reader.catch_up().await });
+    written.await.unwrap().unwrap();
+    read.await.unwrap().unwrap();
+    managers.heal();
+    holds_all(&managers.settled().await, &[8]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{
     MAX_WAITING, ProposeError,
     network::{Request, Response, Transport},
-    raft::{Answers, Batch, HEARTBEAT, Raft},
+    raft::{self, Answers, Batch, HEARTBEAT, Raft},
 };
 use crate::{
     engine::cluster::{Command, Outcome},
@@ -120,15 +120,15 @@ impl Batches {
             }
             if let Some(leader) = leader {
                 let call = self.transport.call(leader, Request::Propose(batch.clone()));
-                match timeout(ONE_TRY, call).await {
-                    Ok(Ok(Response::Proposed(index, answers))) => {
+                match raft::while_leads(&self.raft, leader, timeout(ONE_TRY, call)).await {
+                    Some(Ok(Ok(Response::Proposed(index, answers)))) => {
                         // Whoever has the answer reads what came of it here too.
                         let wait = self.raft.wait(None);
                         let applied = wait.applied_index_at_least(Some(index), "the answer").await;
                         return applied.map(|_| answers).map_err(|_| Undecided::Stopped);
                     }
-                    Ok(other) => debug!(%leader, ?other, "the leader does not take it"),
-                    Err(_) => debug!(%leader, "the leader does not answer"),
+                    Some(Ok(other)) => debug!(%leader, ?other, "the leader does not take it"),
+                    Some(Err(_)) | None => debug!(%leader, "the leader does not answer"),
                 }
             }
             // Until there is another leader; one that was only just busy is asked again soon.

@@ -411,11 +411,12 @@ impl Log {
             match raft.get_read_log_id().await {
                 Ok((read, _)) => return Ok(read.map(|read| read.index)),
                 Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
-                    if let Some(leader) = to.leader_id
-                        && let Ok(Response::ReadIndex(index)) =
-                            self.common.transport.call(leader, Request::ReadIndex).await
-                    {
-                        return Ok(index);
+                    if let Some(leader) = to.leader_id {
+                        let call = self.common.transport.call(leader, Request::ReadIndex);
+                        let answer = raft::while_leads(raft, leader, call).await;
+                        if let Some(Ok(Response::ReadIndex(index))) = answer {
+                            return Ok(index);
+                        }
                     }
                 }
                 Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {}
