@@ -76,7 +76,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let availability = match request.availability() {
             proto::Availability::Unspecified => None,
@@ -99,7 +99,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let node = self.find_node(&request.reference)?;
         let name = &node.name;
@@ -115,7 +115,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn set_role(&self, request: Request<SetRoleRequest>) -> Answer<SetRoleResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let role = request.role().try_into()?;
         let node = self.find_node(&request.reference)?;
@@ -199,7 +199,8 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<CreateNetworkRequest>,
     ) -> Answer<CreateNetworkResponse> {
-        self.manager(&request)?;
+        // One that is new knows nobody yet.
+        self.fresh(&request).await?;
         let create = Command::CreateNetwork(new_network(request.into_inner())?);
         let (_, outcome) = self.shared.log.propose(create).await.map_err(status::of_proposal)?;
         let Outcome::Network(network) = outcome else {
@@ -230,7 +231,8 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<RemoveNetworkRequest>,
     ) -> Answer<RemoveNetworkResponse> {
-        self.manager(&request)?;
+        // Another manager may have made it just now.
+        self.fresh(&request).await?;
         let network = self.shared.network(&request.into_inner().reference)?;
         let removed = self.shared.log.propose(Command::RemoveNetwork(network.id)).await;
         removed.map_err(status::of_proposal)?;
@@ -256,7 +258,8 @@ impl Control {
         }
     }
 
-    /// Refuses all but managers, and waits until what is read is no older than the call, unless that will do.
+    /// Refuses all but managers, and waits until what is read is no older than the call, unless what is
+    /// old will do.
     async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
         if !request.metadata().contains_key(STALE) {
             self.shared.log.catch_up().await.map_err(status::of_proposal)?;

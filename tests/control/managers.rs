@@ -76,6 +76,11 @@ impl Other {
         self.control().await.unwrap().create_network(request).await.map(drop)
     }
 
+    async fn remove(&self, network: &str) -> Result<(), Status> {
+        let request = proto::RemoveNetworkRequest { reference: network.into() };
+        self.control().await.unwrap().remove_network(request).await.map(drop)
+    }
+
     async fn has(&self, network: &str) -> bool {
         let request = proto::FindNetworkRequest { reference: network.into() };
         self.control().await.unwrap().find_network(request).await.is_ok()
@@ -119,6 +124,20 @@ async fn managers_that_join_decide_with_the_first_and_go_on_without_it() {
     assert!(n2.has("without-n1").await);
     n2.manager.shutdown().await;
     n3.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_manager_acknowledged_the_others_take_away_again() {
+    let cluster = Cluster::found().await;
+    let n2 = Other::join(&cluster, "n2").await;
+    for number in 0..10 {
+        let name = format!("net{number}");
+        cluster.network(&name).await;
+        n2.remove(&name).await.unwrap();
+        let missed = n2.remove(&name).await.unwrap_err();
+        assert_eq!(missed.code(), Code::NotFound, "{missed}");
+    }
+    n2.manager.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
