@@ -19,7 +19,8 @@ use super::{
 /// What the clients have in common.
 #[derive(Default)]
 pub struct Load {
-    /// Networks that are there, or may be, the oldest first; whoever writes may remove them.
+    /// Networks that are there, the oldest first, or may be, with the number of calls that left it open;
+    /// whoever writes may remove them.
     names: Mutex<VecDeque<(Name, u32)>>,
     next: AtomicU32,
     stop: AtomicBool,
@@ -103,7 +104,9 @@ impl Load {
             Some((name, tries)) => {
                 let outcome = node.remove(name, LIMIT)?;
                 // It may be there still, or come to be.
-                if outcome == Outcome::Unknown || (outcome == Outcome::Refused && tries < TRIES) {
+                if outcome == Outcome::Unknown
+                    || (outcome == Outcome::Refused && (1..TRIES).contains(&tries))
+                {
                     self.locked().push_back((name, tries + 1));
                 }
                 outcome
@@ -118,8 +121,10 @@ impl Load {
     fn create(&self, node: &Node, limit: Duration) -> anyhow::Result<Outcome> {
         let name = Name(self.next.fetch_add(1, Ordering::Relaxed));
         let outcome = node.create(name, limit)?;
-        if outcome != Outcome::Refused {
-            self.locked().push_back((name, 0));
+        match outcome {
+            Outcome::Acknowledged => self.locked().push_back((name, 0)),
+            Outcome::Unknown => self.locked().push_back((name, 1)),
+            Outcome::Refused => {}
         }
         Ok(outcome)
     }
@@ -128,7 +133,7 @@ impl Load {
     fn read(&self, node: &Node) -> anyhow::Result<Duration> {
         let flags: &[&str] = if self.stale { &["--stale"] } else { &[] };
         node.list(flags, LIMIT)?;
-        let newest = self.locked().back().copied();
+        let newest = self.locked().iter().rev().find(|(_, tries)| *tries == 0).copied();
         if let (Some((name, _)), false) = (newest, self.stale) {
             node.find(name, LIMIT)?;
         }
@@ -156,7 +161,7 @@ impl Drop for StopAtEnd<'_> {
 /// So many networks there are, so that a list stays small.
 const ENOUGH: usize = 24;
 /// A network that is missed may be one whose creation has no answer and comes to be later.
-const TRIES: u32 = 2;
+const TRIES: u32 = 3;
 /// How long a call may take before it is given up.
 const LIMIT: Duration = Duration::from_secs(3);
 /// A call costs 10 ms of a core: the clients of five managers take up a third of one.
