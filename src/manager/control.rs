@@ -277,10 +277,16 @@ impl Control {
         let node = self.shared.member(request)?;
         match node.role {
             Role::Manager => Ok(node),
-            Role::Worker => Err(Status::permission_denied(format!(
-                "node {} is a worker; run this on the manager at {}",
-                node.name, self.shared.advertise_addr
-            ))),
+            Role::Worker => {
+                // This manager may be the caller's, and about to end.
+                let others = self.shared.dispatcher.addresses().list();
+                let other = others.first().filter(|_| node.id == self.shared.node);
+                let there = other.unwrap_or(&self.shared.advertise_addr);
+                Err(Status::permission_denied(format!(
+                    "node {} is a worker; run this on the manager at {there}",
+                    node.name
+                )))
+            }
         }
     }
 }
