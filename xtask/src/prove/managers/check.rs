@@ -35,11 +35,15 @@ pub enum Wrong {
     NeverMade,
     /// It is seen, or removed, before it was to be made.
     TooEarly,
-    /// It is seen after it was removed, or after a read that missed it in between.
-    Back,
+    /// It is seen by a call that was begun at this time, after its removal was acknowledged.
+    Back {
+        /// When.
+        begun: Duration,
+    },
     /// Two removals were acknowledged.
     RemovedTwice,
-    /// It was acknowledged or seen, not removed, and is missed by a call of this time at this manager.
+    /// It was acknowledged or seen, not removed or seen later, and is missed by a call of this time at
+    /// this manager.
     Missed {
         /// Whose node answered.
         manager: usize,
@@ -163,7 +167,7 @@ impl<'a> Register<'a> {
             return Err(Wrong::TooEarly);
         }
         if removed.from > removed.to {
-            return Err(Wrong::Back);
+            return Err(Wrong::Back { begun: removed.from });
         }
         if made.to >= removed.from {
             return Ok(());
@@ -187,13 +191,11 @@ impl<'a> Register<'a> {
         });
         let mut missing = lacking.chain(&self.missed);
         let wrong = missing.find(|read| read.begun > made && read.ended < removed);
-        let Some(Operation { manager, begun, ended, .. }) = wrong else { return Ok(()) };
-        // Whether it is missed for good or comes back is the same to whoever reads.
-        match self.seen {
-            Some((_, last_begin)) if last_begin > *ended => Err(Wrong::Back),
-            Some(_) | None => {
+        match wrong {
+            Some(Operation { manager, begun, ended, .. }) => {
                 Err(Wrong::Missed { manager: *manager, begun: *begun, ended: *ended })
             }
+            None => Ok(()),
         }
     }
 }
@@ -204,7 +206,13 @@ impl fmt::Display for Violation {
         match self.why {
             Wrong::NeverMade => write!(f, "{name} is seen, but was never made"),
             Wrong::TooEarly => write!(f, "{name} is seen or removed before it was to be made"),
-            Wrong::Back => write!(f, "{name} is there, gone, and there again"),
+            Wrong::Back { begun } => {
+                write!(
+                    f,
+                    "{name} is seen from {:.3} s on, after it was removed",
+                    begun.as_secs_f64()
+                )
+            }
             Wrong::RemovedTwice => write!(f, "{name} was removed twice"),
             Wrong::Missed { manager, begun, ended } => write!(
                 f,

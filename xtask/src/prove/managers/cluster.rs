@@ -1,10 +1,11 @@
-//! A cluster of several managers and two workers in a lab.
+//! A cluster of several managers, workers that may become managers, and two that have containers, in a lab.
 //!
 //! ```text
-//!   c1 --- n4 ===underlay=== n5 --- c2      network blue; n1, n2, n3 are managers
+//!   c1 --- n6 ===underlay=== n7 --- c2      network blue; n1, n2, n3 are managers, n4 and n5 may be
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs,
     sync::Arc,
     thread,
@@ -30,11 +31,13 @@ use crate::{
 pub struct Cluster {
     /// Where it is.
     pub lab: Lab,
-    /// The managers' nodes.
+    /// The nodes that are managers or may be.
     pub nodes: Vec<Node>,
+    /// Those that are.
+    pub managers: BTreeSet<usize>,
     /// What it runs.
     programs: Programs,
-    /// Those of the managers.
+    /// Those of these nodes.
     daemons: Vec<Process>,
 }
 
@@ -47,10 +50,12 @@ struct Row {
 }
 
 impl Cluster {
-    /// Makes a cluster of so many managers and two workers, each with a container.
-    pub fn lay(programs: &Programs, managers: usize) -> anyhow::Result<Self> {
+    /// Makes a cluster of so many managers, workers that may become managers, and two workers with a
+    /// container each.
+    pub fn lay(programs: &Programs, managers: usize, spare: usize) -> anyhow::Result<Self> {
         let name = format!("prove-{}", std::process::id());
-        let lab = Lab::lay(&name, managers + 2, Underlay::Ipv4, Offloads::On)?;
+        let all = managers + spare;
+        let lab = Lab::lay(&name, all + 2, Underlay::Ipv4, Offloads::On)?;
         let (history, sentences) = (Arc::new(History::new()), Arc::default());
         let node = |manager| Node {
             manager,
@@ -59,19 +64,25 @@ impl Cluster {
             history: Arc::clone(&history),
             sentences: Arc::clone(&sentences),
         };
-        let nodes: Vec<Node> = (0..managers).map(node).collect();
-        let mut cluster = Self { lab, nodes, programs: programs.clone(), daemons: Vec::new() };
-        for number in 0..managers + 2 {
+        let nodes = (0..all).map(node).collect();
+        let mut cluster = Self {
+            lab,
+            nodes,
+            managers: (0..managers).collect(),
+            programs: programs.clone(),
+            daemons: Vec::new(),
+        };
+        for number in 0..all + 2 {
             let daemon = cluster.lab.start(&node_name(number), programs)?;
-            if number < managers {
+            if number < all {
                 cluster.daemons.push(daemon);
             }
         }
         cluster.lab.form_cluster(programs, managers)?;
-        // Another manager puts itself right where the clients' networks come from the pool.
+        // Outside of the pool that the clients' networks come from.
         let create = ["network", "create", "blue", "--subnet", "192.168.77.0/24"];
         output(cluster.lab.overlayctl(programs, "n1").args(create))?;
-        for (number, container) in [(managers, "c1"), (managers + 1, "c2")] {
+        for (number, container) in [(all, "c1"), (all + 1, "c2")] {
             cluster.lab.netns(container)?;
             let target = format!("netns:{}", cluster.lab.full(container));
             let attach = ["attach", &target, "--network", "blue", "--name", container];
@@ -96,16 +107,17 @@ impl Cluster {
     pub fn await_decided(&self) -> anyhow::Result<usize> {
         let mut said = Vec::new();
         let is_decided = || {
-            said = self.nodes.iter().map(|node| self.leader_at(node)).collect();
+            let managers = self.managers.iter().map(|manager| &self.nodes[*manager]);
+            said = managers.map(|node| self.leader_at(node)).collect();
             let leaders: Vec<usize> = said.iter().flatten().copied().collect();
             let all_agree = leaders.iter().all(|leader| *leader == leaders[0]);
             (leaders.len() == said.len() && all_agree).then(|| leaders[0])
         };
         let decided = wait_for(BACK_WITHIN, is_decided)?;
         decided.with_context(|| {
-            let lines = (0..).zip(&said).map(|(manager, said)| match said {
-                Ok(leader) => format!("{} says {} leads", node_name(manager), node_name(*leader)),
-                Err(error) => format!("{}: {error:#}", node_name(manager)),
+            let lines = self.managers.iter().zip(&said).map(|(manager, said)| match said {
+                Ok(leader) => format!("{} says {} leads", node_name(*manager), node_name(*leader)),
+                Err(error) => format!("{}: {error:#}", node_name(*manager)),
             });
             let lines: Vec<String> = lines.collect();
             format!("the managers do not decide together in {BACK_WITHIN:?}: {}", lines.join("; "))
@@ -123,22 +135,28 @@ impl Cluster {
         if let Some(row) = rows.iter().find(|row| row.status != "ready") {
             bail!("{} is {}", row.name, row.status);
         }
-        let of = |status: &str| {
-            let rows = rows.iter().filter(|row| row.manager_status.as_deref() == Some(status));
-            rows.map(|row| row.name.as_str()).collect::<Vec<_>>()
+        let wanted =
+            |row: &&Row| self.managers.iter().any(|manager| node_name(*manager) == row.name);
+        let is_right = |row: &Row| match row.manager_status.as_deref() {
+            Some("leader" | "reachable") => wanted(&row),
+            Some(_) => false,
+            None => !wanted(&row),
         };
-        let (leaders, others) = (of("leader"), of("reachable"));
-        match leaders[..] {
-            [leader] if others.len() + 1 == self.nodes.len() => {
-                let number = leader.strip_prefix('n').and_then(|number| number.parse().ok());
-                number.map(|number: usize| number - 1).context("a leader without a number")
-            }
-            _ => bail!("{} lead and {} are reachable", leaders.len(), others.len()),
+        if let Some(row) = rows.iter().find(|row| !is_right(row)) {
+            bail!("{} is {}", row.name, row.manager_status.as_deref().unwrap_or("a worker"));
         }
+        let leader = rows.iter().find(|row| row.manager_status.as_deref() == Some("leader"));
+        let leader = leader.context("nobody leads")?;
+        let number = leader.name.strip_prefix('n').and_then(|number| number.parse::<usize>().ok());
+        Ok(number.context("the number of who leads")? - 1)
     }
 
     /// Waits until a write that was begun from `begun` on is done at each of these managers.
-    pub fn await_writes(&self, begun: Duration, managers: &[usize]) -> anyhow::Result<()> {
+    pub fn await_writes<'a>(
+        &self,
+        begun: Duration,
+        managers: impl IntoIterator<Item = &'a usize>,
+    ) -> anyhow::Result<()> {
         for manager in managers {
             let is_done = || self.history().first_acknowledged(begun, &[*manager]);
             if wait_for(BACK_WITHIN, is_done)?.is_none() {
@@ -146,6 +164,30 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Waits until all managers show the same without asking each other.
+    pub fn await_same(&self) -> anyhow::Result<()> {
+        let shown = |manager: &usize| -> anyhow::Result<String> {
+            let mut shown = String::new();
+            for words in SHOWN {
+                let words = [words, &["--json", "--stale"]].concat();
+                match self.nodes[*manager].call(&words, ASKED)? {
+                    // Which of the nodes is the asked one's is another thing at each.
+                    Said::Well(json) => shown += &json.replace("\"self\": true", "\"self\": false"),
+                    Said::Failed(why) => bail!("{why}"),
+                    Said::Nothing => bail!("no answer in {ASKED:?}"),
+                }
+            }
+            Ok(shown)
+        };
+        let mut last = Vec::new();
+        let same = wait_for(BACK_WITHIN, || {
+            last = self.managers.iter().map(shown).collect();
+            let all: Vec<&String> = last.iter().flatten().collect();
+            (all.len() == last.len() && all.windows(2).all(|pair| pair[0] == pair[1])).then_some(())
+        })?;
+        same.with_context(|| format!("the managers do not come to show the same: {last:#?}"))
     }
 
     /// Sends a manager's daemon a signal; after SIGKILL it is gone when this returns.
@@ -208,6 +250,8 @@ pub fn wait_for<T>(
     }
 }
 
+/// What all managers show alike.
+const SHOWN: [&[&str]; 3] = [&["node", "ls"], &["network", "ls"], &["endpoint", "ls", "--all"]];
 /// How long the managers may take to decide together again.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// How long one answer may take.

@@ -2,18 +2,17 @@
 //! under clients at all managers. Nothing that was acknowledged is lost, nothing that is read is stale,
 //! writing goes on soon, and containers do not notice.
 
-use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
+use std::{process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::json;
 
 use super::{
-    check::{self, Violation},
     cluster::{Cluster, node_name, wait_for},
     fault::{Blow, Fault},
     figures::Samples,
-    history::{Counts, Operation, What},
     load::{Load, StopAtEnd},
+    verdict::{Verdict, told},
 };
 use crate::{
     lab, machine,
@@ -51,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let figures: Vec<_> = reports.iter().map(Report::json).collect();
     let name = if args.plant { "failover-planted" } else { "failover" };
     super::super::keep(name, &serde_json::to_string_pretty(&figures)?)?;
-    let faults: Vec<String> = reports.iter().flat_map(|report| report.faults(args.plant)).collect();
+    let faults: Vec<String> = reports.iter().flat_map(Report::faults).collect();
     if !faults.is_empty() {
         bail!("{}", faults.join("; "));
     }
@@ -69,6 +68,13 @@ struct Setting {
 /// What a setting came to.
 struct Report {
     setting: Setting,
+    found: Found,
+    verdict: Verdict,
+}
+
+/// What a setting's rounds find.
+#[derive(Default)]
+struct Found {
     /// How long no write was done after the manager that leads was hit.
     gaps: Samples,
     /// The same where it was not.
@@ -78,20 +84,6 @@ struct Report {
     longest_pause: Duration,
     /// What was done at a manager that was cut off.
     minority: Vec<String>,
-    counts: Counts,
-    violations: Vec<Violation>,
-    sentences: BTreeMap<String, usize>,
-    history: Vec<Operation>,
-}
-
-/// What a setting's rounds find.
-#[derive(Default)]
-struct Found {
-    gaps: Samples,
-    others: Samples,
-    healings: Samples,
-    longest_pause: Duration,
-    minority: Vec<String>,
 }
 
 impl Setting {
@@ -100,7 +92,7 @@ impl Setting {
             "{} managers, {}: {} rounds",
             self.managers, self.fault, self.rounds
         ));
-        let mut cluster = Cluster::lay(programs, self.managers)?;
+        let mut cluster = Cluster::lay(programs, self.managers, 0)?;
         Blow::prepare(&cluster)?;
         let found = self.rounds(&mut cluster);
         if found.as_ref().is_err_and(|error| !error.is::<signals::Interrupted>()) {
@@ -109,28 +101,11 @@ impl Setting {
             complain(format_args!("what the daemons said is in {}", folder.display()));
         }
         let found = found?;
-        let history = cluster.history().take();
-        let violations = check::check(&history);
-        if !violations.is_empty() && !self.plant {
+        let verdict = Verdict::of(&cluster);
+        if !verdict.violations.is_empty() && !self.plant {
             cluster.keep_logs(&format!("failover-{}-{}", self.managers, self.fault))?;
         }
-        let sentences =
-            std::mem::take(&mut *cluster.nodes[0].sentences.lock().expect("no client panicked"));
-        let Found { gaps, others, healings, longest_pause, minority } = found;
-        let counts = Counts::of(&history);
-        let report = Report {
-            setting: self,
-            gaps,
-            others,
-            healings,
-            longest_pause,
-            minority,
-            counts,
-            violations,
-            sentences,
-            history,
-        };
-        Ok(report)
+        Ok(Report { setting: self, found, verdict })
     }
 
     /// Runs the rounds under the clients, and reads all at the end.
@@ -150,6 +125,9 @@ impl Setting {
             cluster.await_decided()
         })?;
         load.check()?;
+        if !self.plant {
+            cluster.await_same()?;
+        }
         found.longest_pause = found.longest_pause.max(talk.longest()?);
         for node in &cluster.nodes {
             let flags: &[&str] = if self.plant { &["--stale"] } else { &[] };
@@ -239,25 +217,16 @@ impl Report {
     /// Prints all of it.
     fn tell(&self) {
         say(format_args!("\n{}", self.line()));
-        for line in self.gaps.histogram() {
+        for line in self.found.gaps.histogram() {
             say(format_args!("  {line}"));
         }
-        if !self.others.0.is_empty() {
-            say(format_args!("  without a write while others are cut off: {}", self.others));
+        let Found { others, healings, .. } = &self.found;
+        if !others.0.is_empty() {
+            say(format_args!("  without a write while others are cut off: {others}"));
         }
-        say(format_args!("  without a write after a fault was over: {}", self.healings));
-        say(format_args!("  {}", self.counts));
-        for (sentence, count) in &self.sentences {
-            say(format_args!("  {count:>6} times: {sentence}"));
-        }
-        for violation in self.violations.iter().take(SHOWN) {
-            say(format_args!("  WRONG: {violation}"));
-            for operation in self.history.iter().filter(|operation| concerns(operation, violation))
-            {
-                say(format_args!("    {}", told(operation)));
-            }
-        }
-        for done in &self.minority {
+        say(format_args!("  without a write after a fault was over: {healings}"));
+        self.verdict.tell();
+        for done in &self.found.minority {
             say(format_args!("  WRONG: done by a manager that was cut off: {done}"));
         }
         say("");
@@ -265,97 +234,72 @@ impl Report {
 
     fn line(&self) -> String {
         let Setting { managers, fault, rounds, plant: _ } = &self.setting;
-        let verdict = match self.violations.len() {
-            0 => "nothing lost or stale".to_owned(),
-            wrong => format!("{wrong} LOST OR STALE"),
-        };
         format!(
-            "{managers} managers, {fault}, {rounds} rounds: gap {}; {verdict}; longest pause of traffic {} ms",
-            self.gaps,
-            self.longest_pause.as_millis()
+            "{managers} managers, {fault}, {rounds} rounds: gap {}; {}; longest pause of traffic {} ms",
+            self.found.gaps,
+            self.verdict.words(),
+            self.found.longest_pause.as_millis()
         )
     }
 
     fn json(&self) -> serde_json::Value {
-        let violations: Vec<String> = self.violations.iter().map(ToString::to_string).collect();
+        let Found { gaps, others, healings, longest_pause, minority } = &self.found;
         json!({
             "managers": self.setting.managers,
             "fault": self.setting.fault.to_string(),
             "rounds": self.setting.rounds,
-            "gaps_ms": self.gaps.ms(),
-            "gaps_of_others_ms": self.others.ms(),
-            "gaps_after_ms": self.healings.ms(),
-            "longest_pause_ms": Samples(vec![self.longest_pause]).ms()[0],
-            "operations": self.counts,
-            "sentences": self.sentences,
-            "lost_or_stale": violations,
-            "done_by_minority": self.minority,
-            "faults": self.faults(self.setting.plant),
+            "gaps_ms": gaps.ms(),
+            "gaps_of_others_ms": others.ms(),
+            "gaps_after_ms": healings.ms(),
+            "longest_pause_ms": longest_pause.as_secs_f64() * 1000.0,
+            "verdict": self.verdict.json(),
+            "done_by_minority": minority,
+            "faults": self.faults(),
         })
     }
 
     /// What must not be; of a planted defect, that it was not found.
-    fn faults(&self, plant: bool) -> Vec<String> {
+    fn faults(&self) -> Vec<String> {
         let of = format!("{} managers, {}", self.setting.managers, self.setting.fault);
-        if plant {
-            let found = !self.violations.is_empty();
-            return if found {
-                Vec::new()
-            } else {
-                vec![format!("{of}: the planted defect is not found")]
-            };
+        if self.setting.plant {
+            let missed = self.verdict.violations.is_empty();
+            return missed
+                .then(|| format!("{of}: the planted defect is not found"))
+                .into_iter()
+                .collect();
         }
-        let mut faults = Vec::new();
-        if let Some(first) = self.violations.first() {
-            faults
-                .push(format!("{of}: {} lost or stale, the first: {first}", self.violations.len()));
-        }
-        if let Some(first) = self.minority.first() {
-            faults.push(format!("{of}: a manager that was cut off acknowledged: {first}"));
+        let Found { gaps, others, healings, longest_pause, minority } = &self.found;
+        let mut faults: Vec<String> = self.verdict.fault().into_iter().collect();
+        if let Some(first) = minority.first() {
+            faults.push(format!("a manager that was cut off acknowledged: {first}"));
         }
         let bounds = [
-            ("gap", &self.gaps, 50, GAP_P50),
-            ("gap", &self.gaps, 99, GAP_P99),
-            ("gap while others are cut off", &self.others, 100, NO_GAP),
-            ("gap after a fault", &self.healings, 99, GAP_P99),
+            ("gap", gaps, 50, GAP_P50),
+            ("gap", gaps, 99, GAP_P99),
+            ("gap while others are cut off", others, 100, NO_GAP),
+            ("gap after a fault", healings, 99, GAP_P99),
         ];
         for (what, samples, hundredths, bound) in bounds {
             if let Some(time) = samples.percentile(hundredths).filter(|time| *time > bound) {
                 faults.push(format!(
-                    "{of}: the {what} has a p{hundredths} of {:.2} s, at most {:.2} s",
+                    "the {what} has a p{hundredths} of {:.2} s, at most {:.2} s",
                     time.as_secs_f64(),
                     bound.as_secs_f64()
                 ));
             }
         }
-        if self.longest_pause > PAUSE {
-            faults.push(format!("{of}: traffic paused for {} ms", self.longest_pause.as_millis()));
+        if *longest_pause > PAUSE {
+            faults.push(format!("traffic paused for {} ms", longest_pause.as_millis()));
         }
-        faults
+        faults.into_iter().map(|fault| format!("{of}: {fault}")).collect()
     }
 }
 
 /// The longest time without a write from `from` to the last one.
-fn longest_between(from: Duration, ends: &[Duration]) -> Duration {
+pub fn longest_between(from: Duration, ends: &[Duration]) -> Duration {
     let begins = std::iter::once(&from).chain(ends);
     let between = begins.zip(ends).map(|(begin, end)| end.saturating_sub(*begin));
     between.max().unwrap_or_default()
-}
-
-/// Whether a call says something of the name that is wrong, other than that it is there.
-fn concerns(operation: &Operation, violation: &Violation) -> bool {
-    match &operation.what {
-        What::Create(name, _) | What::Remove(name, _) | What::Find(name, _) => {
-            *name == violation.name
-        }
-        What::List(_) | What::NoAnswer => false,
-    }
-}
-
-fn told(operation: &Operation) -> String {
-    let Operation { what, manager, begun, ended } = operation;
-    let (begun, ended) = (begun.as_secs_f64(), ended.as_secs_f64());
-    format!("{} from {begun:.3} to {ended:.3} s: {what:?}", node_name(*manager))
 }
 
 const ROUNDS: usize = 100;
@@ -364,12 +308,10 @@ const GAP_P99: Duration = Duration::from_millis(2500);
 /// Shorter than an election.
 const NO_GAP: Duration = Duration::from_millis(750);
 /// Less than what a connection that was cut would take.
-const PAUSE: Duration = Duration::from_secs(1);
+pub const PAUSE: Duration = Duration::from_secs(1);
 /// How long it is waited for a write, which then is the gap that fails.
 const GONE_ON_WITHIN: Duration = Duration::from_secs(20);
 const LAST_READ: Duration = Duration::from_secs(10);
-/// So many that are wrong are shown with their calls.
-const SHOWN: usize = 10;
 
 #[cfg(test)]
 mod tests {

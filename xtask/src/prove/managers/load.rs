@@ -74,8 +74,8 @@ impl Load {
         };
         thread::scope(|scope| {
             let probes: Vec<_> = nodes.iter().map(|node| scope.spawn(|| probe(node))).collect();
-            let ended = probes.into_iter().map(|probe| probe.join());
-            ended.map(|ended| ended.expect("a probe does not panic")).collect()
+            let mut probes = probes.into_iter();
+            probes.try_for_each(|probe| probe.join().expect("a probe does not panic"))
         })
     }
 

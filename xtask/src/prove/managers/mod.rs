@@ -3,6 +3,7 @@
 //! ```text
 //!   load (writers, readers) -> node (overlayctl, each call timed) -> history -> check
 //!   failover: round: decide together -> fault -> gap -> heal -> decide together ...
+//!   roles:    cycle: promote -> demote -> leave -> join, after each all decide together
 //! ```
 
 mod check;
@@ -13,5 +14,7 @@ mod figures;
 mod history;
 mod load;
 mod node;
+mod roles;
+mod verdict;
 
-pub use self::{failover::run as failover, fault::Fault};
+pub use self::{failover::run as failover, fault::Fault, roles::run as roles};

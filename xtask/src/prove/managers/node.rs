@@ -111,7 +111,9 @@ impl Node {
         child.wait().context("wait for overlayctl")?;
         if let Ok(Said::Failed(why)) = &said {
             let mut sentences = self.sentences.lock().unwrap_or_else(PoisonError::into_inner);
-            *sentences.entry(without_names(why)).or_default() += 1;
+            let socket = self.socket.to_string_lossy();
+            let why = why.replace(socket.as_ref(), "SOCKET");
+            *sentences.entry(without_names(&why)).or_default() += 1;
         }
         said
     }
@@ -212,7 +214,7 @@ mod tests {
         let node = |overlayctl: &str| Node {
             manager: 0,
             overlayctl: overlayctl.into(),
-            socket: PathBuf::new(),
+            socket: "/s/sock".into(),
             history: Arc::new(History::new()),
             sentences: Arc::default(),
         };
@@ -220,9 +222,14 @@ mod tests {
         let limit = Duration::from_secs(10);
         let said = shell.call(&["-c", "echo here"], limit).unwrap();
         assert!(matches!(said, Said::Well(text) if text == "here\n"));
-        let said = shell.call(&["-c", "echo overlayctl: why f3 >&2; exit 1"], limit).unwrap();
-        assert!(matches!(said, Said::Failed(why) if why == "why f3"));
-        assert_eq!(*shell.sentences.lock().unwrap(), [("why NAME".to_owned(), 1)].into());
+        let said = shell
+            .call(&["-c", "echo overlayctl: open /s/sock: why f3 >&2; exit 1"], limit)
+            .unwrap();
+        assert!(matches!(said, Said::Failed(why) if why == "open /s/sock: why f3"));
+        assert_eq!(
+            *shell.sentences.lock().unwrap(),
+            [("open SOCKET: why NAME".to_owned(), 1)].into()
+        );
         let said = node("/bin/sleep").call(&["1000"], Duration::from_millis(1)).unwrap();
         assert!(matches!(said, Said::Nothing));
     }

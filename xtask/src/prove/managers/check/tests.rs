@@ -65,14 +65,14 @@ fn a_lost_acknowledged_removal_is_found() {
         vec![create(Acknowledged, 0, 10), remove(Acknowledged, 20, 30), list(There, 25, 50)];
     assert_eq!(wrong(&history), None);
     history.push(list(There, 40, 50));
-    assert_eq!(wrong(&history), Some(Wrong::Back));
+    assert_eq!(wrong(&history), Some(Wrong::Back { begun: ms(40) }));
 }
 
 #[test]
 fn a_stale_read_is_found() {
     let history =
         [create(Acknowledged, 0, 10), list(Gone, 20, 30), list(There, 20, 40), list(There, 50, 60)];
-    assert_eq!(wrong(&history), Some(Wrong::Back));
+    assert_eq!(wrong(&history), missed(20, 30));
     let history = [
         create(Acknowledged, 0, 10),
         list(There, 20, 30),
@@ -96,7 +96,7 @@ fn a_read_that_goes_back_is_found() {
         list(Gone, 30, 40),
         list(There, 50, 60),
     ];
-    assert_eq!(wrong(&history), Some(Wrong::Back));
+    assert_eq!(wrong(&history), missed(30, 40));
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn an_unknown_write_that_appears_and_vanishes_is_found() {
     history.push(remove(Unknown, 35, 1000));
     assert_eq!(wrong(&history), None);
     history.push(list(There, 60, 70));
-    assert_eq!(wrong(&history), Some(Wrong::Back));
+    assert_eq!(wrong(&history), missed(40, 50));
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn it_agrees_with_a_search_through_all_orders() {
                 .any(|operation: &Operation| matches!(operation.what, What::Create(..)));
             history.push(match draw(6) {
                 0 | 1 if !made => create(outcome, begun, ended),
-                0 | 1 | 2 => remove(outcome, begun, ended),
+                0..=2 => remove(outcome, begun, ended),
                 3 => list(presence, begun, ended),
                 _ => find(presence, begun, ended),
             });
