@@ -77,15 +77,14 @@ impl proto::replication_server::Replication for Replication {
 
 impl Replication {
     /// Refuses all but managers: those of the state, those that still decide until the others have
-    /// agreed that they do not, and those that took this one in as long as it has no state yet.
+    /// agreed that they do not, and those that took this one in: the log that it hears from its
+    /// beginning tells of times when they were none.
     fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let Shared { log, greeted, .. } = &*self.shared;
         let known = super::caller_of(request)?.node.is_some_and(|caller| {
-            let is_manager = log.read(|state| match state.nodes().next() {
-                Some(_) => state.node(caller).is_some_and(|node| node.role == Role::Manager),
-                None => greeted.contains(&caller),
-            });
-            is_manager || log.members().contains(&caller)
+            let is_manager =
+                |state: &State| state.node(caller).is_some_and(|node| node.role == Role::Manager);
+            log.read(is_manager) || greeted.contains(&caller) || log.members().contains(&caller)
         });
         known
             .then_some(())

@@ -21,10 +21,15 @@ impl Other {
     /// Joins as a manager, and waits until it decides with the others.
     async fn join(cluster: &Cluster, name: &str) -> Self {
         let token = cluster.manager_token().await;
+        Self::join_at(cluster.addr, cluster, &token, name).await
+    }
+
+    /// The same at a certain manager.
+    async fn join_at(at: SocketAddr, cluster: &Cluster, token: &JoinToken, name: &str) -> Self {
         let identity = cluster.identity(name);
         let addr = free_addr();
         let introduction = Introduction { advertise_addr: addr, ..introduction(&identity, name) };
-        let admitted = join::join(cluster.addr, &token, &introduction).await.unwrap();
+        let admitted = join::join(at, token, &introduction).await.unwrap();
         let gift = admitted.manager.expect("it is to be a manager");
         let other = Self::start(cluster, admitted.joined, gift, false).await;
         other.until_it_decides().await;
@@ -137,6 +142,32 @@ async fn what_one_manager_acknowledged_the_others_take_away_again() {
         let missed = n2.remove(&name).await.unwrap_err();
         assert_eq!(missed.code(), Code::NotFound, "{missed}");
     }
+    n2.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_manager_hears_all_of_a_log_that_is_older_than_who_leads() {
+    let cluster = Cluster::found().await;
+    // More than what is sent at once.
+    let mut control = cluster.control().await;
+    for number in 0..200 {
+        let name = format!("net{number}");
+        let create = CreateNetworkRequest { name: name.clone(), ..Default::default() };
+        control.create_network(create).await.unwrap();
+        control.remove_network(proto::RemoveNetworkRequest { reference: name }).await.unwrap();
+    }
+    let token = cluster.manager_token().await;
+    let n2 = Other::join(&cluster, "n2").await;
+    let demote = SetRoleRequest {
+        reference: cluster.first.node.name.to_string(),
+        role: Role::Worker.into(),
+    };
+    n2.control().await.unwrap().set_role(demote).await.unwrap();
+    within(async { while n2.deciding().await != [n2.joined.node.id] {} }).await;
+    let n3 = Other::join_at(n2.addr, &cluster, &token, "n3").await;
+    n3.create("blue").await.unwrap();
+    assert!(n2.has("blue").await);
+    n3.manager.shutdown().await;
     n2.manager.shutdown().await;
 }
 
