@@ -278,6 +278,35 @@ async fn a_leader_that_is_cut_off_decides_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_comes_back_without_its_log_decides_nothing_by_the_log_of_before() {
+    let managers = Managers::founded().await;
+    // More than what is sent at once.
+    for id in 100..500 {
+        managers.log(1).propose(network(id)).await.unwrap();
+    }
+    managers.start(2, &Disk::default(), true).await;
+    managers.start(3, &Disk::default(), true).await;
+    managers.log(1).set_members(ids(&[1, 2, 3])).await.unwrap();
+    managers.log(1).set_members(ids(&[2, 3])).await.unwrap();
+    managers.kill(1);
+    let leader = managers.leader_of(&[2, 3]).await;
+    managers.start(1, &Disk::default(), true).await;
+    let log = managers.log(leader);
+    let joins = tokio::spawn(async move { log.set_members(ids(&[1, 2, 3])).await });
+    // It is on its own as soon as it has heard anything.
+    let former = managers.log(1);
+    while former.members().is_empty() && former.read(|state| state.revision()) == 0 {
+        tokio::task::yield_now().await;
+    }
+    managers.cut_off(1);
+    let decided = former.propose(network(1000)).await.unwrap_err();
+    assert_eq!(decided, ProposeError::NoLeader);
+    managers.heal();
+    joins.await.unwrap().unwrap();
+    assert!(managers.settled().await.network(NetworkId::from_u128(1000)).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stands_still_holds_nobody_up() {
     let managers = Managers::three().await;
     managers.silence(1);

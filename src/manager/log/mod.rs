@@ -327,6 +327,7 @@ impl Log {
         let raft = self.common.raft.get().ok_or(MembersError::Stopped(Stopped::Ending))?;
         self.remove_strays(raft, &members).await?;
         for new in members.difference(&self.members()) {
+            self.cut(raft).await?;
             let added = raft.add_learner(*new, EmptyNode {}, false).await;
             added.map_err(|error| self.not_changed(error))?;
             // openraft's own waiting takes one that never answered for caught up if the log is short.
@@ -348,6 +349,25 @@ impl Log {
         // One that is away hears it from its agent.
         let _ = raft.wait(Some(HEARD_WITHIN)).metrics(have_heard, "those that go").await;
         self.remove_strays(raft, &members).await
+    }
+
+    /// Takes everything out of the log that the state stands for, so that a new member is given the state.
+    /// From its beginning the log tells of times when others decided: one that was a member before, the
+    /// first of all above all, would hold itself for one again and lead, until it has heard of all since.
+    async fn cut(&self, raft: &Raft) -> Result<(), MembersError> {
+        let Some(applied) = raft.metrics().borrow().last_applied else { return Ok(()) };
+        raft.trigger().snapshot().await.map_err(|_| self.stopped())?;
+        let wait = || raft.wait(Some(CUT_WITHIN));
+        let late = |_| MembersError::Busy("the log is not written out yet".to_owned());
+        let is_written = move |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            metrics.snapshot.is_some_and(|written| written >= applied)
+        };
+        wait().metrics(is_written, "the state").await.map_err(late)?;
+        raft.trigger().purge_log(applied.index).await.map_err(|_| self.stopped())?;
+        let is_cut = move |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            metrics.purged.is_some_and(|purged| purged >= applied)
+        };
+        wait().metrics(is_cut, "the log").await.map(drop).map_err(late)
     }
 
     /// Those that were to become members and are not wanted any more, or were members.
@@ -561,6 +581,8 @@ const MAX_COMMAND_BYTES: usize = 256 << 10;
 const LEADS_AFTER: Duration = Duration::from_secs(10);
 /// So many entries a member that has caught up may lack, while others are written.
 const MOST_BEHIND: u64 = 16;
+/// Writing a large state out takes seconds.
+const CUT_WITHIN: Duration = Duration::from_secs(20);
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
 /// One that goes is there, or it is not waited for.
