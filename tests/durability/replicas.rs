@@ -36,6 +36,8 @@ struct Inner {
     cut_off: BTreeSet<NodeId>,
     /// Those that answer nobody, and of whom nobody knows that.
     silent: BTreeSet<NodeId>,
+    /// After how many entries the state is written out, if not after a few.
+    entries: Option<u64>,
 }
 
 /// The way from one manager to the others.
@@ -97,10 +99,11 @@ impl Managers {
             false => LogFile::open_on(disk.clone(), path),
         };
         let replaced = Arc::new(AtomicUsize::new(0));
+        let entries = self.inner().entries.unwrap_or(16);
         let member = Member {
             manager,
             joins,
-            snapshots: Snapshots { entries: 16, bytes: 1 << 20 },
+            snapshots: Snapshots { entries, bytes: 1 << 20 },
             transport: Arc::new(Way { own: manager, managers: self.clone() }),
             watcher: Box::new(Replaced(replaced.clone())),
         };
@@ -279,7 +282,10 @@ async fn a_leader_that_is_cut_off_decides_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_comes_back_without_its_log_decides_nothing_by_the_log_of_before() {
-    let managers = Managers::founded().await;
+    let managers = Managers::default();
+    managers.inner().entries = Some(100_000);
+    managers.start(1, &Disk::default(), false).await;
+    managers.log(1).propose(cluster()).await.unwrap();
     // More than what is sent at once.
     for id in 100..500 {
         managers.log(1).propose(network(id)).await.unwrap();

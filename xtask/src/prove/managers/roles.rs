@@ -149,7 +149,7 @@ impl Cycles {
         cluster.managers.remove(&left);
         settle(cluster)?;
         let by = self.manager(cluster);
-        let token = once(&cluster.nodes[by], &["join-token", "manager", "-q"])?;
+        let token = command(&cluster.nodes[by], &["join-token", "manager", "-q"])?;
         let (_, addr) = cluster.lab.nodes().swap_remove(by);
         let (name, addr) = (node_name(left), lab::manager(&addr));
         once(&cluster.nodes[left], &["join", "--token", token.trim(), &addr, "--name", &name])?;
@@ -184,18 +184,19 @@ fn settle(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// Runs a command that may be asked for again, until it is done.
-fn command(node: &Node, words: &[&str]) -> anyhow::Result<()> {
+fn command(node: &Node, words: &[&str]) -> anyhow::Result<String> {
     let mut last = None;
     let done = wait_for(COMMAND, || match once(node, words) {
-        Ok(_) => Some(()),
+        Ok(said) => Some(said),
         Err(error) => {
             last = Some(error);
             None
         }
     })?;
     match (done, last) {
+        (Some(said), _) => Ok(said),
         (None, Some(error)) => Err(error),
-        _ => Ok(()),
+        (None, None) => bail!("{} was not tried", words.join(" ")),
     }
 }
 
