@@ -44,6 +44,18 @@ for round in $(seq "$rounds"); do
 done
 say "$rounds kills of the leader; no pause of the traffic above $LONGEST_MS ms"
 
+# One that stands still for a while is no different: what is asked of the others is done while nobody
+# has heard that it is away, and when it goes on it decides nothing that it has no say in any more.
+leader=$(leads 2 | tr -d n)
+other=$((leader % 3 + 1))
+kill -STOP "$(cat "$WORK/n$leader/pid")"
+wait_until 10 oc $other network create stopped
+wait_until 10 is_status $other "n$leader" unreachable
+kill -CONT "$(cat "$WORK/n$leader/pid")"
+for n in 1 2 3; do wait_until 10 decide_together $n; done
+oc "$leader" network rm stopped >"$WORK/rm.out"
+moved
+
 # A container that starts now is known to all, whoever leads.
 for n in 1 2 3 4 5; do wait_until 10 connected $n; done
 container 3 c3 blue

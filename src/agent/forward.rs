@@ -1,5 +1,7 @@
-//! The cluster's control calls on the node's own socket: passed on to the manager with the node's
-//! certificate. A worker refuses them, and says where to go.
+//! The cluster's control calls on the node's own socket: passed on to a manager with the node's
+//! certificate. What any manager does goes to the node's own one, so that nobody waits for a leader
+//! that is away before another one is known; what only the leader knows goes to the one that the node
+//! talks to. A worker refuses them, and says where to go.
 
 use std::sync::Arc;
 
@@ -28,37 +30,53 @@ pub struct Forward {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Forward {
-    /// The way for a call that reads: to its own manager where that will do and nobody leads.
+    /// The way for a call to the leader; to its own manager where what is old will do and nobody leads.
     async fn reading<T>(
         &self,
         request: Request<T>,
     ) -> Result<(ControlClient<Channel>, Request<T>), Status> {
         let member = self.node.manager().await?;
-        let stale = request.metadata().get(STALE).cloned();
-        let channel = match (member.manager.channel(), &stale) {
-            (Err(_), Some(_)) => member.to_own_manager().await?,
-            (Err(_), None) => member.manager.connected().await?,
+        let request = passed_on(request);
+        let channel = match (member.manager.channel(), request.metadata().contains_key(STALE)) {
+            (Err(_), true) => member.to_own_manager().await?,
+            (Err(_), false) => member.manager.connected().await?,
             (Ok(channel), _) => channel,
         };
-        let mut request = Request::new(request.into_inner());
-        if let Some(stale) = stale {
-            request.metadata_mut().insert(STALE, stale);
-        }
-        let client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok((client, request))
+        Ok((client(channel), request))
     }
 
     async fn control(&self) -> Result<ControlClient<Channel>, Status> {
-        let channel = self.node.manager().await?.manager.connected().await?;
-        Ok(ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(client(self.node.manager().await?.manager.connected().await?))
     }
+
+    /// The way for what any manager does: to its own, unless that is only about to start or to end.
+    async fn any(&self) -> Result<ControlClient<Channel>, Status> {
+        let member = self.node.manager().await?;
+        match member.to_own_manager().await {
+            Ok(channel) => Ok(client(channel)),
+            Err(_) => Ok(client(member.manager.connected().await?)),
+        }
+    }
+}
+
+fn client(channel: Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The request as it goes on: with nothing beside it but whether what is old will do.
+fn passed_on<T>(mut request: Request<T>) -> Request<T> {
+    let stale = request.metadata_mut().remove(STALE);
+    let mut request = Request::new(request.into_inner());
+    if let Some(stale) = stale {
+        request.metadata_mut().insert(STALE, stale);
+    }
+    request
 }
 
 #[tonic::async_trait]
 impl Control for Forward {
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
-        let (mut control, request) = self.reading(request).await?;
-        control.list_nodes(request).await
+        self.any().await?.list_nodes(passed_on(request)).await
     }
 
     async fn inspect_node(
@@ -103,37 +121,34 @@ impl Control for Forward {
         &self,
         request: Request<CreateNetworkRequest>,
     ) -> Answer<CreateNetworkResponse> {
-        self.control().await?.create_network(request.into_inner()).await
+        self.any().await?.create_network(request.into_inner()).await
     }
 
     async fn list_networks(
         &self,
         request: Request<ListNetworksRequest>,
     ) -> Answer<ListNetworksResponse> {
-        let (mut control, request) = self.reading(request).await?;
-        control.list_networks(request).await
+        self.any().await?.list_networks(passed_on(request)).await
     }
 
     async fn find_network(
         &self,
         request: Request<FindNetworkRequest>,
     ) -> Answer<FindNetworkResponse> {
-        let (mut control, request) = self.reading(request).await?;
-        control.find_network(request).await
+        self.any().await?.find_network(passed_on(request)).await
     }
 
     async fn remove_network(
         &self,
         request: Request<RemoveNetworkRequest>,
     ) -> Answer<RemoveNetworkResponse> {
-        self.control().await?.remove_network(request.into_inner()).await
+        self.any().await?.remove_network(request.into_inner()).await
     }
 
     async fn list_endpoints(
         &self,
         request: Request<ListEndpointsRequest>,
     ) -> Answer<ListEndpointsResponse> {
-        let (mut control, request) = self.reading(request).await?;
-        control.list_endpoints(request).await
+        self.any().await?.list_endpoints(passed_on(request)).await
     }
 }

@@ -350,7 +350,8 @@ impl Node {
         };
         let is_manager = stop.is_some();
         if is_manager && !request.force {
-            join::ask_to_leave(member.manager.channel()?).await?;
+            // Another one may only just have begun to lead.
+            join::ask_to_leave(member.manager.connected().await?).await?;
         }
         member.attachments.end_all().await.map_err(refused)?;
         let told = match member.manager.channel() {

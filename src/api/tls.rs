@@ -54,6 +54,13 @@ pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     }
 }
 
+/// Whether a certificate is a manager's: it has the name that nodes ask managers for.
+pub fn is_managers(certificate: &CertificateDer<'_>) -> bool {
+    let certificate = webpki::EndEntityCert::try_from(certificate);
+    certificate
+        .is_ok_and(|certificate| certificate.valid_dns_names().any(|name| name == MANAGER_NAME))
+}
+
 /// Returns the digest by which a joiner knows a cluster.
 pub fn root_digest(root: &CertificateDer<'_>) -> [u8; 32] {
     let mut bytes = [0; 32];

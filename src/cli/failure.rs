@@ -20,6 +20,10 @@ impl Failure {
     /// Makes the failure of a call.
     pub fn of(what: impl Into<String>, status: &Status) -> Self {
         let why = match status.message() {
+            // It is not what somebody answered.
+            _ if std::error::Error::source(status).is_some() => {
+                "the connection to overlayd broke, so it may be done or not; look at its log, and ask again".to_owned()
+            }
             "" => format!("{}; see the log of overlayd", status.code()),
             sentence => sentence.to_owned(),
         };
@@ -48,5 +52,16 @@ mod tests {
     fn a_failure_is_one_line() {
         let failure = Failure::new("detach web", "it\nbroke; try again");
         assert_eq!(failure.to_string(), "detach web: it broke; try again");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_no_answer() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("transport error")));
+        assert_eq!(
+            Failure::of("detach web", &broken).to_string(),
+            "detach web: the connection to overlayd broke, so it may be done or not; look at its log, and ask again"
+        );
+        let answer = Failure::of("detach web", &Status::not_found("there is none"));
+        assert_eq!(answer.to_string(), "detach web: there is none");
     }
 }

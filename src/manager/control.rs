@@ -77,7 +77,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let availability = match request.availability() {
             proto::Availability::Unspecified => None,
@@ -100,7 +100,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let node = self.find_node(&request.reference)?;
         let name = &node.name;
@@ -116,7 +116,7 @@ impl proto::control_server::Control for Control {
     }
 
     async fn set_role(&self, request: Request<SetRoleRequest>) -> Answer<SetRoleResponse> {
-        self.manager(&request)?;
+        self.fresh(&request).await?;
         let request = request.into_inner();
         let role = request.role().try_into()?;
         let node = self.find_node(&request.reference)?;
@@ -200,7 +200,8 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<CreateNetworkRequest>,
     ) -> Answer<CreateNetworkResponse> {
-        self.manager(&request)?;
+        // One that is new knows nobody yet.
+        self.fresh(&request).await?;
         let create = Command::CreateNetwork(new_network(request.into_inner())?);
         let (_, outcome) = self.shared.log.propose(create).await.map_err(status::of_proposal)?;
         let Outcome::Network(network) = outcome else {
@@ -231,7 +232,8 @@ impl proto::control_server::Control for Control {
         &self,
         request: Request<RemoveNetworkRequest>,
     ) -> Answer<RemoveNetworkResponse> {
-        self.manager(&request)?;
+        // Another manager may have made it just now.
+        self.fresh(&request).await?;
         let network = self.shared.network(&request.into_inner().reference)?;
         let removed = self.shared.log.propose(Command::RemoveNetwork(network.id)).await;
         removed.map_err(status::of_proposal)?;
@@ -257,7 +259,8 @@ impl Control {
         }
     }
 
-    /// Refuses all but managers, and waits until what is read is no older than the call, unless that will do.
+    /// Refuses all but managers, and waits until what is read is no older than the call, unless what is
+    /// old will do.
     async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
         if !request.metadata().contains_key(STALE) {
             self.shared.log.catch_up().await.map_err(status::of_proposal)?;
@@ -275,10 +278,16 @@ impl Control {
         let node = self.shared.member(request)?;
         match node.role {
             Role::Manager => Ok(node),
-            Role::Worker => Err(Status::permission_denied(format!(
-                "node {} is a worker; run this on the manager at {}",
-                node.name, self.shared.advertise_addr
-            ))),
+            Role::Worker => {
+                // This manager may be the caller's, and about to end.
+                let others = self.shared.dispatcher.addresses().list();
+                let other = others.first().filter(|_| node.id == self.shared.node);
+                let there = other.unwrap_or(&self.shared.advertise_addr);
+                Err(Status::permission_denied(format!(
+                    "node {} is a worker; run this on the manager at {there}",
+                    node.name
+                )))
+            }
         }
     }
 }

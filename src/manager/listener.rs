@@ -40,6 +40,8 @@ pub struct Caller {
     pub addr: SocketAddr,
     /// The node in its certificate, if it showed one.
     pub node: Option<NodeId>,
+    /// Whether that is a manager's certificate.
+    pub manages: bool,
     /// Drawn when it is asked for; it ends with the connection.
     challenge: Arc<OnceLock<Challenge>>,
 }
@@ -137,6 +139,7 @@ async fn handshake(
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let manages = certificate.is_some_and(tls::is_managers);
     let node = match certificate {
         None => None,
         Some(certificate) => match tls::node_of(certificate) {
@@ -152,7 +155,7 @@ async fn handshake(
             Some(Unknown { _admitted, deadline: Box::pin(sleep(UNKNOWN_LIFE)) })
         }
     };
-    let caller = Caller { addr, node, challenge: Arc::default() };
+    let caller = Caller { addr, node, manages, challenge: Arc::default() };
     Ok(Connection { stream, caller, unknown })
 }
 

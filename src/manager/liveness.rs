@@ -304,7 +304,7 @@ impl LivenessTask {
             Some(now) if now == status => {}
             Some(_) => {
                 let command = Command::SetNodeStatus { node, status };
-                if let Err(error) = self.shared.log.propose(command).await {
+                if let Err(error) = self.shared.log.propose_leading(command).await {
                     warn!(%node, %error, "the status of a node is not noted");
                 }
             }

@@ -112,7 +112,7 @@ struct Shared {
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
     recovery: Recovery,
-    /// Whose calls are taken as managers' while the log holds no state yet.
+    /// Those that took this manager in, whose calls are taken as managers' whatever the log tells yet.
     greeted: BTreeSet<NodeId>,
 }
 

@@ -78,15 +78,19 @@ impl proto::replication_server::Replication for Replication {
 
 impl Shared {
     /// Refuses all but managers: those of the state, those that still decide until the others have
-    /// agreed that they do not, and those that took this one in as long as it has no state yet.
+    /// agreed that they do not, and those that took this one in: the log that it hears from its
+    /// beginning tells of times when they were none. One that was away for long does not know who the
+    /// managers are by now, and takes a manager's certificate for it (Raft, section 6).
     pub(super) fn check_manager<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let Self { log, greeted, .. } = self;
-        let known = super::caller_of(request)?.node.filter(|caller| {
-            let is_manager = log.read(|state| match state.nodes().next() {
-                Some(_) => state.node(*caller).is_some_and(|node| node.role == Role::Manager),
-                None => greeted.contains(caller),
-            });
-            is_manager || log.members().contains(caller)
+        let caller = super::caller_of(request)?;
+        let known = caller.node.filter(|node| {
+            let is_manager =
+                |state: &State| state.node(*node).is_some_and(|node| node.role == Role::Manager);
+            log.read(is_manager)
+                || greeted.contains(node)
+                || log.members().contains(node)
+                || (caller.manages && !log.is_current())
         });
         known
             .ok_or_else(|| Status::permission_denied("only managers of this cluster share its log"))

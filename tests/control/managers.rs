@@ -21,10 +21,15 @@ impl Other {
     /// Joins as a manager, and waits until it decides with the others.
     async fn join(cluster: &Cluster, name: &str) -> Self {
         let token = cluster.manager_token().await;
+        Self::join_at(cluster.addr, cluster, &token, name).await
+    }
+
+    /// The same at a certain manager.
+    async fn join_at(at: SocketAddr, cluster: &Cluster, token: &JoinToken, name: &str) -> Self {
         let identity = cluster.identity(name);
         let addr = free_addr();
         let introduction = Introduction { advertise_addr: addr, ..introduction(&identity, name) };
-        let admitted = join::join(cluster.addr, &token, &introduction).await.unwrap();
+        let admitted = join::join(at, token, &introduction).await.unwrap();
         let gift = admitted.manager.expect("it is to be a manager");
         let other = Self::start(cluster, admitted.joined, gift, false).await;
         other.until_it_decides().await;
@@ -76,6 +81,11 @@ impl Other {
         self.control().await.unwrap().create_network(request).await.map(drop)
     }
 
+    async fn remove(&self, network: &str) -> Result<(), Status> {
+        let request = proto::RemoveNetworkRequest { reference: network.into() };
+        self.control().await.unwrap().remove_network(request).await.map(drop)
+    }
+
     async fn has(&self, network: &str) -> bool {
         let request = proto::FindNetworkRequest { reference: network.into() };
         self.control().await.unwrap().find_network(request).await.is_ok()
@@ -119,6 +129,46 @@ async fn managers_that_join_decide_with_the_first_and_go_on_without_it() {
     assert!(n2.has("without-n1").await);
     n2.manager.shutdown().await;
     n3.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_manager_acknowledged_the_others_take_away_again() {
+    let cluster = Cluster::found().await;
+    let n2 = Other::join(&cluster, "n2").await;
+    for number in 0..10 {
+        let name = format!("net{number}");
+        cluster.network(&name).await;
+        n2.remove(&name).await.unwrap();
+        let missed = n2.remove(&name).await.unwrap_err();
+        assert_eq!(missed.code(), Code::NotFound, "{missed}");
+    }
+    n2.manager.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_manager_hears_all_of_a_log_that_is_older_than_who_leads() {
+    let cluster = Cluster::found().await;
+    // More than what is sent at once.
+    let mut control = cluster.control().await;
+    for number in 0..200 {
+        let name = format!("net{number}");
+        let create = CreateNetworkRequest { name: name.clone(), ..Default::default() };
+        control.create_network(create).await.unwrap();
+        control.remove_network(proto::RemoveNetworkRequest { reference: name }).await.unwrap();
+    }
+    let token = cluster.manager_token().await;
+    let n2 = Other::join(&cluster, "n2").await;
+    let demote = SetRoleRequest {
+        reference: cluster.first.node.name.to_string(),
+        role: Role::Worker.into(),
+    };
+    n2.control().await.unwrap().set_role(demote).await.unwrap();
+    within(async { while n2.deciding().await != [n2.joined.node.id] {} }).await;
+    let n3 = Other::join_at(n2.addr, &cluster, &token, "n3").await;
+    n3.create("blue").await.unwrap();
+    assert!(n2.has("blue").await);
+    n3.manager.shutdown().await;
+    n2.manager.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -309,6 +359,40 @@ async fn a_manager_that_was_demoted_while_it_was_away_hears_that_it_decides_no_m
     );
     let none = Manager::open(reopening(true)).await.unwrap();
     assert!(matches!(none, Opened::Gone), "others go on without its log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_was_away_for_long_hears_one_that_it_does_not_know() {
+    let cluster = Cluster::found().await;
+    let n2 = Other::join(&cluster, "n2").await;
+    let n3 = Other::join(&cluster, "n3").await;
+    let Other { manager, joined, addr } = n2;
+    manager.shutdown().await;
+    let n4 = Other::join(&cluster, "n4").await;
+    let at_n4 = Cluster { addr: n4.addr, ..cluster };
+    let _agents = [Agent::start(&at_n4, &n3.joined).await, Agent::start(&at_n4, &n4.joined).await];
+    for node in [&n3, &n4] {
+        until_status(&at_n4, node.joined.node.id, NodeStatus::Ready).await;
+    }
+    let demote = SetRoleRequest { reference: "n1".into(), role: Role::Worker.into() };
+    n4.control().await.unwrap().set_role(demote).await.unwrap();
+    let Cluster { manager: first, folders, .. } = at_n4;
+    first.shutdown().await;
+
+    // Of those that decide now it knows n3, and that one goes as well.
+    let reopening = Reopening {
+        has_others: true,
+        alone: false,
+        state_dir: folders.path().join("n2"),
+        listen_addr: addr,
+        node: joined.node.id,
+        credentials: joined.credentials.clone(),
+    };
+    n3.manager.shutdown().await;
+    let (manager, _) = opened(reopening).await;
+    within(async { while n4.create("with-n2").await.is_err() {} }).await;
+    manager.shutdown().await;
+    n4.manager.shutdown().await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::future::join_all;
 use overlay::{
-    engine::cluster::{Event, State},
+    engine::cluster::{Event, Outcome, State},
     manager::log::{
         Answering, Log, LogFile, Member, MembersError, NotReached, ProposeError, Request,
         Snapshots, Transport, Watch,
@@ -34,6 +34,10 @@ struct Managers(Arc<Mutex<Inner>>);
 struct Inner {
     running: BTreeMap<NodeId, (Arc<Log>, Disk)>,
     cut_off: BTreeSet<NodeId>,
+    /// Those that answer nobody, and of whom nobody knows that.
+    silent: BTreeSet<NodeId>,
+    /// After how many entries the state is written out, if not after a few.
+    entries: Option<u64>,
 }
 
 /// The way from one manager to the others.
@@ -47,6 +51,9 @@ impl Transport for Way {
         Box::pin(async move {
             let called = self.managers.reach(self.own, member);
             let called = called.ok_or_else(|| NotReached(format!("{member} is away")))?;
+            if self.managers.is_silent(self.own, member) {
+                return std::future::pending().await;
+            }
             let response = called.handle(request).await;
             // An answer may be lost as well.
             let reached = self.managers.reach(self.own, member).is_some();
@@ -92,10 +99,11 @@ impl Managers {
             false => LogFile::open_on(disk.clone(), path),
         };
         let replaced = Arc::new(AtomicUsize::new(0));
+        let entries = self.inner().entries.unwrap_or(16);
         let member = Member {
             manager,
             joins,
-            snapshots: Snapshots { entries: 16, bytes: 1 << 20 },
+            snapshots: Snapshots { entries, bytes: 1 << 20 },
             transport: Arc::new(Way { own: manager, managers: self.clone() }),
             watcher: Box::new(Replaced(replaced.clone())),
         };
@@ -118,8 +126,19 @@ impl Managers {
         self.inner().cut_off.insert(NodeId::from_u128(id));
     }
 
+    /// Nothing that goes to one or comes from it arrives any more.
+    fn silence(&self, id: u128) {
+        self.inner().silent.insert(NodeId::from_u128(id));
+    }
+
+    fn is_silent(&self, from: NodeId, to: NodeId) -> bool {
+        let inner = self.inner();
+        inner.silent.contains(&from) || inner.silent.contains(&to)
+    }
+
     fn heal(&self) {
         self.inner().cut_off.clear();
+        self.inner().silent.clear();
     }
 
     fn reach(&self, from: NodeId, to: NodeId) -> Option<Arc<Log>> {
@@ -259,6 +278,73 @@ async fn a_leader_that_is_cut_off_decides_nothing() {
     let state = managers.settled().await;
     holds_all(&state, &[8, 9]);
     assert!(state.network(NetworkId::from_u128(7)).is_none(), "it was acknowledged to nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_comes_back_without_its_log_decides_nothing_by_the_log_of_before() {
+    let managers = Managers::default();
+    managers.inner().entries = Some(100_000);
+    managers.start(1, &Disk::default(), false).await;
+    managers.log(1).propose(cluster()).await.unwrap();
+    // More than what is sent at once.
+    for id in 100..500 {
+        managers.log(1).propose(network(id)).await.unwrap();
+    }
+    managers.start(2, &Disk::default(), true).await;
+    managers.start(3, &Disk::default(), true).await;
+    managers.log(1).set_members(ids(&[1, 2, 3])).await.unwrap();
+    managers.log(1).set_members(ids(&[2, 3])).await.unwrap();
+    managers.kill(1);
+    let leader = managers.leader_of(&[2, 3]).await;
+    managers.start(1, &Disk::default(), true).await;
+    let log = managers.log(leader);
+    let joins = tokio::spawn(async move { log.set_members(ids(&[1, 2, 3])).await });
+    // It is on its own as soon as it has heard anything.
+    let former = managers.log(1);
+    while former.members().is_empty() && former.read(|state| state.revision()) == 0 {
+        tokio::task::yield_now().await;
+    }
+    managers.cut_off(1);
+    let decided = former.propose(network(1000)).await.unwrap_err();
+    assert_eq!(decided, ProposeError::NoLeader);
+    managers.heal();
+    joins.await.unwrap().unwrap();
+    assert!(managers.settled().await.network(NetworkId::from_u128(1000)).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stands_still_holds_nobody_up() {
+    let managers = Managers::three().await;
+    managers.silence(1);
+    // Both are on their way to it when the others go on.
+    let (writer, reader) = (managers.log(2), managers.log(3));
+    let written = tokio::spawn(async move { writer.propose(network(8)).await });
+    let read = tokio::spawn(async move { reader.catch_up().await });
+    written.await.unwrap().unwrap();
+    read.await.unwrap().unwrap();
+    managers.heal();
+    holds_all(&managers.settled().await, &[8]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_decides_as_the_leader_no_later_leader_writes() {
+    let managers = Managers::three().await;
+    let (_, outcome) = managers.log(1).propose_leading(network(6)).await.unwrap();
+    assert!(matches!(outcome, Outcome::Network(_)));
+    managers.cut_off(1);
+    let former = managers.log(1);
+    let decided = tokio::spawn(async move { former.propose_leading(network(7)).await });
+    managers.leader_of(&[2, 3]).await;
+    managers.log(2).propose(network(8)).await.unwrap();
+    managers.heal();
+    assert_eq!(decided.await.unwrap().unwrap_err(), ProposeError::NoLeader);
+    let follower = managers.log(1).propose_leading(network(9)).await.unwrap_err();
+    assert_eq!(follower, ProposeError::NoLeader);
+    let state = managers.settled().await;
+    holds_all(&state, &[6, 8]);
+    for id in [7, 9] {
+        assert!(state.network(NetworkId::from_u128(id)).is_none(), "{id} was written");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{
     MAX_WAITING, ProposeError,
     network::{Request, Response, Transport},
-    raft::{Answers, Batch, HEARTBEAT, Raft},
+    raft::{self, Answers, Batch, HEARTBEAT, Raft},
 };
 use crate::{
     engine::cluster::{Command, Outcome},
@@ -21,9 +21,19 @@ use crate::{
     types::Revision,
 };
 
+/// Who may write a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Author {
+    /// Whoever leads.
+    Anybody,
+    /// This member, as long as it leads: what it decides as the leader is not for another one to write.
+    ThisLeader,
+}
+
 /// One command on its way into the log.
 pub(super) struct Proposal {
     pub command: Command,
+    pub author: Author,
     /// How large it is in the log.
     pub bytes: usize,
     /// Dropped without an answer when the log stops.
@@ -52,8 +62,8 @@ impl Batches {
                         break;
                     }
                     let mut waiting = waiting.drain(..).collect();
-                    while let Some((commands, answers)) = cut(&mut waiting) {
-                        self.propose(commands, answers).await;
+                    while let Some((author, commands, answers)) = cut(&mut waiting) {
+                        self.propose(author, commands, answers).await;
                     }
                 }
                 () = self.due.notified() => {
@@ -69,16 +79,16 @@ impl Batches {
 
     /// Has one entry written and applied, and answers those that proposed it. When the log has
     /// stopped they are left without.
-    async fn propose(&self, commands: Vec<Command>, answers: Vec<Answer>) {
+    async fn propose(&self, author: Author, commands: Vec<Command>, answers: Vec<Answer>) {
         let id = match random::id() {
             Ok(id) => id,
             Err(error) => return warn!(error = format!("{error:#}"), "nothing is proposed"),
         };
-        let decided = timeout(PATIENCE, self.decide(Batch { id, commands })).await;
+        let decided = timeout(PATIENCE, self.decide(author, Batch { id, commands })).await;
         let outcomes = match decided {
-            Ok(Some(outcomes)) => outcomes,
-            Ok(None) => return,
-            Err(_) => {
+            Ok(Ok(outcomes)) => outcomes,
+            Ok(Err(Undecided::Stopped)) => return,
+            Ok(Err(Undecided::LeadsNoMore)) | Err(_) => {
                 for answer in answers {
                     let _ = answer.send(Err(ProposeError::NoLeader));
                 }
@@ -93,53 +103,66 @@ impl Batches {
 
     /// Proposes until somebody who leads has said what came of it, or the log has stopped. A batch
     /// that is proposed twice is applied once.
-    async fn decide(&self, batch: Batch) -> Option<Answers> {
+    async fn decide(&self, author: Author, batch: Batch) -> Result<Answers, Undecided> {
         let mut metrics = self.raft.metrics();
         loop {
             metrics.mark_unchanged();
             let leader = match self.raft.client_write(batch.clone()).await {
-                Ok(written) => return Some(written.data),
+                Ok(written) => return Ok(written.data),
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => to.leader_id,
                 Err(error) => {
                     debug!(%error, "not written");
-                    return None;
+                    return Err(Undecided::Stopped);
                 }
             };
+            if author == Author::ThisLeader {
+                return Err(Undecided::LeadsNoMore);
+            }
             if let Some(leader) = leader {
                 let call = self.transport.call(leader, Request::Propose(batch.clone()));
-                match timeout(ONE_TRY, call).await {
-                    Ok(Ok(Response::Proposed(index, answers))) => {
+                match raft::while_leads(&self.raft, leader, timeout(ONE_TRY, call)).await {
+                    Some(Ok(Ok(Response::Proposed(index, answers)))) => {
                         // Whoever has the answer reads what came of it here too.
                         let wait = self.raft.wait(None);
                         let applied = wait.applied_index_at_least(Some(index), "the answer").await;
-                        return applied.ok().map(|_| answers);
+                        return applied.map(|_| answers).map_err(|_| Undecided::Stopped);
                     }
-                    Ok(other) => debug!(%leader, ?other, "the leader does not take it"),
-                    Err(_) => debug!(%leader, "the leader does not answer"),
+                    Some(Ok(other)) => debug!(%leader, ?other, "the leader does not take it"),
+                    Some(Err(_)) | None => debug!(%leader, "the leader does not answer"),
                 }
             }
             // Until there is another leader; one that was only just busy is asked again soon.
             tokio::select! {
-                changed = metrics.changed() => changed.ok()?,
+                changed = metrics.changed() => changed.map_err(|_| Undecided::Stopped)?,
                 () = sleep(HEARTBEAT) => {}
             }
         }
     }
 }
 
-/// Takes as many as one entry holds.
-fn cut(waiting: &mut VecDeque<Proposal>) -> Option<(Vec<Command>, Vec<Answer>)> {
+/// Why nothing came of a batch.
+enum Undecided {
+    /// It was this member's to write, which does not lead any more.
+    LeadsNoMore,
+    /// The log has stopped.
+    Stopped,
+}
+
+/// Takes as many as one entry holds, all of which have the same author.
+fn cut(waiting: &mut VecDeque<Proposal>) -> Option<(Author, Vec<Command>, Vec<Answer>)> {
+    let author = waiting.front()?.author;
     let (mut commands, mut answers, mut bytes) = (Vec::new(), Vec::new(), 0);
     while let Some(next) = waiting.front() {
         bytes += next.bytes;
-        if !commands.is_empty() && bytes > MAX_ENTRY_BYTES {
+        let is_full = !commands.is_empty() && bytes > MAX_ENTRY_BYTES;
+        if is_full || next.author != author {
             break;
         }
         let Some(Proposal { command, answer, .. }) = waiting.pop_front() else { break };
         commands.push(command);
         answers.push(answer);
     }
-    (!commands.is_empty()).then_some((commands, answers))
+    Some((author, commands, answers))
 }
 
 /// So that an entry, as JSON, is well below what one message between managers may have.

@@ -43,7 +43,7 @@ use tokio::{
 };
 
 use self::{
-    batches::{Batches, Proposal},
+    batches::{Author, Batches, Proposal},
     file::Held,
     machine::{Machine, Replica},
     network::Network,
@@ -250,8 +250,28 @@ impl Log {
     /// Has a command written and applied, and returns its revision and outcome when it is durable.
     ///
     /// # Errors
-    /// The state refuses the command, it is too large, or the log is stopped.
+    /// The state refuses the command, it is too large, nobody leads, or the log is stopped.
     pub async fn propose(&self, command: Command) -> Result<(Revision, Outcome), ProposeError> {
+        self.propose_as(Author::Anybody, command).await
+    }
+
+    /// The same of what this manager decides because it leads: if it does not any more, another one
+    /// decides by what it sees itself.
+    ///
+    /// # Errors
+    /// As of [`Self::propose`]; that nobody leads may also be that another one does.
+    pub async fn propose_leading(
+        &self,
+        command: Command,
+    ) -> Result<(Revision, Outcome), ProposeError> {
+        self.propose_as(Author::ThisLeader, command).await
+    }
+
+    async fn propose_as(
+        &self,
+        author: Author,
+        command: Command,
+    ) -> Result<(Revision, Outcome), ProposeError> {
         let bytes = store::json(&command).len();
         if bytes > MAX_COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
@@ -259,7 +279,7 @@ impl Log {
         let (answer, answered) = oneshot::channel();
         let sender = locked(&self.proposals).clone();
         let sender = sender.ok_or_else(|| self.stopped())?;
-        let sent = sender.send(Proposal { command, bytes, answer }).await;
+        let sent = sender.send(Proposal { command, author, bytes, answer }).await;
         drop(sender);
         sent.map_err(|_| self.stopped())?;
         answered.await.map_err(|_| self.stopped())?
@@ -324,6 +344,7 @@ impl Log {
         let raft = self.common.raft.get().ok_or(MembersError::Stopped(Stopped::Ending))?;
         self.remove_strays(raft, &members).await?;
         for new in members.difference(&self.members()) {
+            self.cut(raft).await?;
             let added = raft.add_learner(*new, EmptyNode {}, false).await;
             added.map_err(|error| self.not_changed(error))?;
             // openraft's own waiting takes one that never answered for caught up if the log is short.
@@ -345,6 +366,33 @@ impl Log {
         // One that is away hears it from its agent.
         let _ = raft.wait(Some(HEARD_WITHIN)).metrics(have_heard, "those that go").await;
         self.remove_strays(raft, &members).await
+    }
+
+    /// Takes everything out of the log that the state stands for, so that a new member is given the state.
+    /// From its beginning the log tells of times when others decided: one that was a member before, the
+    /// first of all above all, would hold itself for one again and lead, until it has heard of all since.
+    async fn cut(&self, raft: &Raft) -> Result<(), MembersError> {
+        let Some(applied) = raft.metrics().borrow().last_applied else { return Ok(()) };
+        let is_written = move |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            metrics.snapshot.is_some_and(|written| written >= applied)
+        };
+        let written = async {
+            while !is_written(&raft.metrics().borrow()) {
+                // It is not heard while an older one is being written.
+                raft.trigger().snapshot().await.map_err(|_| self.stopped())?;
+                let wait = raft.wait(Some(raft::HEARTBEAT));
+                let _ = wait.metrics(is_written, "the state").await;
+            }
+            Ok::<_, Stopped>(())
+        };
+        let late = || MembersError::Busy("the log is not written out yet".to_owned());
+        timeout(CUT_WITHIN, written).await.map_err(|_| late())??;
+        raft.trigger().purge_log(applied.index).await.map_err(|_| self.stopped())?;
+        let is_cut = move |metrics: &RaftMetrics<NodeId, EmptyNode>| {
+            metrics.purged.is_some_and(|purged| purged >= applied)
+        };
+        let cut = raft.wait(Some(CUT_WITHIN)).metrics(is_cut, "the log").await;
+        cut.map(drop).map_err(|_| late())
     }
 
     /// Those that were to become members and are not wanted any more, or were members.
@@ -408,11 +456,12 @@ impl Log {
             match raft.get_read_log_id().await {
                 Ok((read, _)) => return Ok(read.map(|read| read.index)),
                 Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
-                    if let Some(leader) = to.leader_id
-                        && let Ok(Response::ReadIndex(index)) =
-                            self.common.transport.call(leader, Request::ReadIndex).await
-                    {
-                        return Ok(index);
+                    if let Some(leader) = to.leader_id {
+                        let call = self.common.transport.call(leader, Request::ReadIndex);
+                        let answer = raft::while_leads(raft, leader, call).await;
+                        if let Some(Ok(Response::ReadIndex(index))) = answer {
+                            return Ok(index);
+                        }
                     }
                 }
                 Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {}
@@ -581,6 +630,8 @@ const MAX_COMMAND_BYTES: usize = 256 << 10;
 const LEADS_AFTER: Duration = Duration::from_secs(10);
 /// So many entries a member that has caught up may lack, while others are written.
 const MOST_BEHIND: u64 = 16;
+/// Writing a large state out takes seconds.
+const CUT_WITHIN: Duration = Duration::from_secs(20);
 /// A new member may need all of the state first.
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
 /// Longer than it takes to find another leader.

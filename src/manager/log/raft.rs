@@ -64,6 +64,21 @@ pub(super) fn config(kept: u64) -> Config {
     }
 }
 
+/// Asks a member that leads, for as long as it does as far as is known here: one that stands still is
+/// not waited for once the others go on without it.
+pub(super) async fn while_leads<T>(
+    raft: &Raft,
+    leader: NodeId,
+    asking: impl Future<Output = T>,
+) -> Option<T> {
+    let mut metrics = raft.metrics();
+    let other = metrics.wait_for(|metrics| metrics.current_leader != Some(leader));
+    tokio::select! {
+        answer = asking => Some(answer),
+        _ = other => None,
+    }
+}
+
 /// A leader says something at least this often.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// After so long without a leader, or half of it, there is an election: openraft adds a lease of the

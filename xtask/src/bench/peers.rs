@@ -49,7 +49,7 @@ pub fn lay_ours(lab: &mut Lab, programs: &Programs) -> anyhow::Result<(Pair, Vec
     for node in &nodes {
         daemons.push(lab.start(node, programs)?);
     }
-    lab.form_cluster(programs)?;
+    lab.form_cluster(programs, 1)?;
     let create =
         ["network", "create", "blue", "--subnet", "10.196.0.0/16", "--subnet", "fd96::/64"];
     process::output(lab.overlayctl(programs, "n1").args(create))?;

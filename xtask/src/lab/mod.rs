@@ -226,7 +226,7 @@ impl Up {
             lab.start(&node, &programs)?;
             complain(format_args!("{node}: overlayd runs, underlay address {address}"));
         }
-        lab.form_cluster(&programs)?;
+        lab.form_cluster(&programs, 1)?;
         signals::check()?;
         lab.keep();
         say(format_args!("lab {} is up:", lab.name));

@@ -25,10 +25,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Lab {
-    /// Starts the daemon of a node and waits for its socket.
+    /// Starts the daemon of a node, once more if it has ended, and waits for its socket.
     pub fn start(&mut self, node: &str, programs: &Programs) -> anyhow::Result<Process> {
         let folder = self.ledger.folder.join(node);
-        let made = fs::DirBuilder::new().mode(0o700).create(&folder);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.with_context(|| format!("make {}", folder.display()))?;
         let (overlayd, state, socket) =
             (programs.overlayd(), folder.join("state"), self.socket(node));
@@ -59,7 +59,8 @@ impl Lab {
 
     /// Starts a command in a node's namespace, which ends with the lab; what it says goes to a file.
     pub fn spawn(&mut self, node: &str, log: &Path, words: &[&OsStr]) -> anyhow::Result<Process> {
-        let said = fs::File::create(log).with_context(|| format!("make {}", log.display()))?;
+        let said = fs::File::options().create(true).append(true).open(log);
+        let said = said.with_context(|| format!("open {}", log.display()))?;
         // `setsid` and `nsenter` become the command: the pid stays, and no terminal's signal reaches it.
         let mut command = tool("setsid");
         command
@@ -78,15 +79,16 @@ impl Lab {
         Ok(process)
     }
 
-    /// Makes the started nodes one cluster, the first its manager.
-    pub fn form_cluster(&self, programs: &Programs) -> anyhow::Result<()> {
+    /// Makes the started nodes one cluster, so many of the first ones its managers.
+    pub fn form_cluster(&self, programs: &Programs, managers: usize) -> anyhow::Result<()> {
         let nodes = self.nodes();
         let Some(((first, address), others)) = nodes.split_first() else { return Ok(()) };
         output(self.overlayctl(programs, first).args(["init", "--name", first]))?;
-        let mut token = self.overlayctl(programs, first);
-        let token = output(token.args(["join-token", "worker", "-q"]))?;
         let manager = manager(address);
-        for (node, _) in others {
+        for (number, (node, _)) in (2..).zip(others) {
+            let role = if number <= managers { "manager" } else { "worker" };
+            let mut token = self.overlayctl(programs, first);
+            let token = output(token.args(["join-token", role, "-q"]))?;
             let mut join = self.overlayctl(programs, node);
             output(join.args(["join", "--token", token.trim(), &manager, "--name", node]))?;
         }

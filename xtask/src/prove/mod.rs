@@ -1,6 +1,7 @@
 //! `cargo xtask prove`: the registry of long acceptance runs. A run prints its progress and a
 //! summary, and leaves its figures with commit and machine in `target/prove/NAME.json`.
 
+mod managers;
 mod powercut;
 mod scripts;
 
@@ -16,11 +17,28 @@ pub struct Args {
     /// The run
     name: Option<String>,
     /// How many points, seeds or rounds; the run's own number unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, visible_alias = "rounds", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     points: Option<u64>,
     /// Plant the run's defect: it succeeds only if it finds it
     #[arg(long)]
     plant: bool,
+    /// Of 'failover': how many managers; 3 and then 5 unless given
+    #[arg(long, value_name = "3|5", value_parser = managers)]
+    managers: Option<usize>,
+    /// Of 'failover': what befalls the one that leads; one fault after the other unless given
+    #[arg(long, value_enum)]
+    fault: Option<managers::Fault>,
+    /// Of 'roles': what is drawn follows from it; printed, and another one each time unless given
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+fn managers(text: &str) -> Result<usize, String> {
+    match text {
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("use 3 or 5".to_owned()),
+    }
 }
 
 /// A run, its sentence in the list, and what it does.
@@ -30,12 +48,22 @@ type Proof = (&'static str, &'static str, fn(&Args) -> anyhow::Result<ExitCode>)
 const PROOFS: &[Proof] = &[
     ("agents", "agents killed 52 times cost no connection", scripts::agents),
     ("alive", "20 kills and 20 cuts take a worker down in time, 60 blips do not", scripts::alive),
+    (
+        "failover",
+        "the manager that leads killed, stopped and cut off 100 times each, under clients",
+        managers::failover,
+    ),
     ("manager", "the manager killed 50 times under a writer loses nothing", scripts::manager),
     ("offloads", "every combination of offloads keeps the bytes", scripts::offloads),
     (
         "powercut",
         "power cuts at 1,000 points of a workload lose no acknowledged write",
         powercut::run,
+    ),
+    (
+        "roles",
+        "100 cycles of promote, demote, leave and join under clients lose nothing",
+        managers::roles,
     ),
     ("trust", "certificates, token and root change under iperf3 and a writer", scripts::trust),
 ];
@@ -51,6 +79,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     };
+    if name != "failover" && (args.managers.is_some() || args.fault.is_some()) {
+        bail!("'{name}' has neither --managers nor --fault; 'failover' has them");
+    }
+    if name != "roles" && args.seed.is_some() {
+        bail!("'{name}' draws nothing; 'roles' has --seed");
+    }
     match PROOFS.iter().find(|proof| proof.0 == name) {
         Some(proof) => proof.2(args),
         None => bail!("there is no long run '{name}'; there are: {known}"),

@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdout, ExitCode, Stdio},
     str::FromStr,
+    sync::mpsc::{Receiver as Channel, RecvTimeoutError, channel},
+    thread,
     time::Duration,
 };
 
@@ -21,6 +23,7 @@ use crate::{
 mod datagrams;
 mod round_trips;
 mod streams;
+mod talk;
 
 pub use self::{datagrams::Datagrams, round_trips::RoundTrips};
 
@@ -77,6 +80,11 @@ enum Verb {
         #[arg(long, value_enum)]
         over: Transport,
     },
+    /// Talks to an echo over TCP until it is ended; prints the longest exchanges in microseconds
+    Talk {
+        /// The echo
+        addr: SocketAddr,
+    },
     /// Sends 64 bytes, waits for them, and so on; prints `P50 P99` in nanoseconds
     Ping {
         /// The echo
@@ -108,6 +116,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             datagrams::flood(*addr, *rate, Duration::from_millis(*ms))?
         }
         Verb::Echo { addr, over } => round_trips::echo(*addr, *over)?,
+        Verb::Talk { addr } => talk::talk(*addr)?,
         Verb::Ping { addr, over } => round_trips::ping(*addr, *over)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -157,6 +166,24 @@ impl Route<'_> {
         self.send("ping", &receiver, &over)?.parse()
     }
 
+    /// Talks over one TCP connection until what it returns is dropped.
+    pub fn talk(&self) -> anyhow::Result<Talk> {
+        let receiver = self.receiver(&["echo"], &["--over", "tcp"])?;
+        let mut command = self.lab.inside(self.from);
+        command.arg(program()?).args(["traffic", "talk", &receiver.addr.to_string()]);
+        let mut child = process::spawn(command.stdout(Stdio::piped()))?;
+        let stdout = child.stdout.take().context("stdout was piped")?;
+        let (sender, said) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Talk { child, said, _receiver: receiver })
+    }
+
     fn receiver(&self, verb: &[&str], flags: &[&str]) -> anyhow::Result<Receiver> {
         let mut command = self.lab.inside(self.to);
         command.arg(program()?).arg("traffic").args(verb).arg(self.addr.to_string()).args(flags);
@@ -177,6 +204,42 @@ impl Route<'_> {
 
 fn program() -> anyhow::Result<std::path::PathBuf> {
     std::env::current_exe().context("find this program")
+}
+
+/// Traffic that goes on.
+pub struct Talk {
+    child: Child,
+    said: Channel<String>,
+    _receiver: Receiver,
+}
+
+impl Talk {
+    /// The longest pause since it was asked last; it waits until the traffic has gone on from there.
+    pub fn longest(&self) -> anyhow::Result<Duration> {
+        let mut longest = 0;
+        // What is on its way may be of before.
+        let mut waits = 2;
+        loop {
+            let line = match self.said.try_recv() {
+                Ok(line) => line,
+                Err(_) if waits == 0 => return Ok(Duration::from_micros(longest)),
+                Err(_) => {
+                    waits -= 1;
+                    self.said.recv_timeout(STANDSTILL).map_err(|error| match error {
+                        RecvTimeoutError::Timeout => anyhow!("traffic stands still"),
+                        RecvTimeoutError::Disconnected => anyhow!("the connection broke"),
+                    })?
+                }
+            };
+            longest = longest.max(line.parse().context("how long an exchange took")?);
+        }
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        process::end(&mut self.child);
+    }
 }
 
 /// A receiver that does not outlive its measurement.
