@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use aws_lc_rs::rand;
 use ipnet::Ipv6Net;
+use rand_core::{RngCore, impls};
 
 use crate::types::Id;
 
@@ -34,4 +35,30 @@ pub(super) fn ula() -> anyhow::Result<Ipv6Net> {
     octets[0] = 0xfd;
     octets[1..6].copy_from_slice(&bytes::<5>()?);
     Ok(Ipv6Net::new_assert(Ipv6Addr::from(octets), 48))
+}
+
+/// The source as openraft draws from it, which is how long it waits for a leader.
+pub struct Source;
+
+impl RngCore for Source {
+    fn next_u32(&mut self) -> u32 {
+        impls::next_u32_via_fill(self)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        impls::next_u64_via_fill(self)
+    }
+
+    fn fill_bytes(&mut self, into: &mut [u8]) {
+        for part in into.chunks_mut(16) {
+            // Without a source there are no ids, and nothing is proposed; elections only meet.
+            let drawn = bytes::<16>().unwrap_or_default();
+            part.copy_from_slice(&drawn[..part.len()]);
+        }
+    }
+
+    fn try_fill_bytes(&mut self, into: &mut [u8]) -> Result<(), rand_core::Error> {
+        self.fill_bytes(into);
+        Ok(())
+    }
 }

@@ -47,6 +47,7 @@ impl Batches {
         let mut waiting = Vec::with_capacity(MAX_WAITING);
         loop {
             tokio::select! {
+                biased;
                 count = self.proposals.recv_many(&mut waiting, MAX_WAITING) => {
                     if count == 0 {
                         break;
@@ -120,6 +121,7 @@ impl Batches {
             }
             // Until there is another leader; one that was only just busy is asked again soon.
             tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.ok()?,
                 () = sleep(HEARTBEAT) => {}
             }

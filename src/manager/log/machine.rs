@@ -17,7 +17,7 @@ use super::{
         Answers, Batch, BatchId, Entry, LogId, SnapshotMeta, StorageError, StoredMembership,
         TypeConfig,
     },
-    writer::{Op, Writer},
+    writer::{Op, Place, Writer},
 };
 use crate::{
     engine::cluster::{Event, State},
@@ -157,7 +157,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     /// Takes a copy, so that applying goes on while it is written out.
     async fn get_snapshot_builder(&mut self) -> Builder {
         let replica = self.replica();
-        Builder { meta: replica.meta(), made: replica.made.clone(), writer: self.writer.clone() }
+        let (meta, made) = (replica.meta(), replica.made.clone());
+        Builder { meta, made, place: self.common.place, writer: self.writer.clone() }
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<Vec<u8>>, StorageError> {
@@ -201,15 +202,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
 pub(super) struct Builder {
     meta: SnapshotMeta,
     made: Made,
+    place: Place,
     writer: Writer,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
         let made = std::mem::take(&mut self.made);
-        // A large one keeps a thread busy for a while.
-        let write = tokio::task::spawn_blocking(move || super::store::json(&made));
-        let snapshot = write.await.map_err(|error| {
+        let written = self.place.run(move || super::store::json(&made)).await;
+        let snapshot = written.map_err(|error| {
             StorageIOError::write_snapshot(Some(self.meta.signature()), AnyError::new(&error))
         })?;
         keep(&self.writer, &self.meta, snapshot.clone()).await?;

@@ -18,6 +18,7 @@ mod machine;
 mod network;
 mod raft;
 mod record;
+mod runtime;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -49,13 +50,13 @@ use self::{
     network::Network,
     raft::Raft,
     store::Store,
-    writer::{Op, Writer, WriterThread},
+    writer::{Op, Place, Writer, WriterThread},
 };
 pub use self::{
     file::{LogFile, OpenError},
     network::{Alone, Answering, NotReached, Request, Response, Transport},
     raft::{Answers, Batch, SnapshotMeta, Vote},
-    writer::Snapshots,
+    writer::{Pace, Snapshots},
 };
 use crate::{
     engine::cluster::{Command, Event, Outcome, Refusal, State},
@@ -94,13 +95,21 @@ pub struct Log {
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
     batches: Mutex<Option<task::JoinHandle<()>>>,
     writer: Writer,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    writing: Mutex<Option<Writing>>,
+}
+
+/// What the writer runs on.
+enum Writing {
+    Thread(JoinHandle<()>),
+    Task(task::JoinHandle<()>),
 }
 
 /// What the callers, openraft's tasks and the writer have in common.
 struct Common {
     path: PathBuf,
     replica: RwLock<Replica>,
+    /// Where work is done that takes a while.
+    place: Place,
     stopped: OnceLock<Stopped>,
     transport: Arc<dyn Transport>,
     /// Set once the log has started.
@@ -193,16 +202,40 @@ impl Log {
     ///
     /// # Errors
     /// The file is another manager's, the disk fails, or the system gives no thread.
-    pub async fn start(mut file: LogFile, member: Member) -> Result<Self, StartError> {
+    pub async fn start(file: LogFile, member: Member) -> Result<Self, StartError> {
+        Self::start_with(file, member, None).await
+    }
+
+    /// Starts a manager's log all of which runs where this is called, in the time of that runtime; so
+    /// that what happens comes of nothing but what is put in. Each transaction takes as long as `pace`
+    /// says.
+    ///
+    /// # Errors
+    /// The file is another manager's, or the disk fails.
+    pub async fn start_inline(
+        file: LogFile,
+        member: Member,
+        pace: Pace,
+    ) -> Result<Self, StartError> {
+        Self::start_with(file, member, Some(pace)).await
+    }
+
+    async fn start_with(
+        mut file: LogFile,
+        member: Member,
+        pace: Option<Pace>,
+    ) -> Result<Self, StartError> {
         let Member { manager, joins, snapshots, transport, watcher } = member;
         file.claim(manager, joins)?;
         let alone = file.held.is_alone();
         let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
         let raft = OnceLock::new();
+        let place = if pace.is_some() { Place::Here } else { Place::Threads };
         let common = Arc::new(Common {
             path,
             replica,
+            place,
             stopped,
             transport: transport.clone(),
             raft,
@@ -211,14 +244,19 @@ impl Log {
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
-        let thread = std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?;
+        let writing = match pace {
+            None => Writing::Thread(
+                std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?,
+            ),
+            Some(pace) => Writing::Task(tokio::spawn(thread.run_inline(pace))),
+        };
         let (proposals, proposed) = mpsc::channel(MAX_WAITING);
         let log = Self {
             common: common.clone(),
             proposals: Mutex::new(Some(proposals)),
             batches: Mutex::default(),
             writer: writer.clone(),
-            thread: Mutex::new(Some(thread)),
+            writing: Mutex::new(Some(writing)),
         };
         let machine = Machine::new(common.clone(), writer.clone(), watcher);
         let config = Arc::new(raft::config(snapshots.entries / 8));
@@ -420,6 +458,7 @@ impl Log {
             }
             // Until there is another leader; one that was only just busy is asked again soon.
             tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.map_err(|_| self.stopped())?,
                 () = sleep(raft::HEARTBEAT) => {}
             }
@@ -531,10 +570,16 @@ impl Log {
             let _ = batches.await;
         }
         let _ = self.writer.send(Op::End);
-        let thread = locked(&self.thread).take();
-        if let Some(thread) = thread {
-            // A writer that panicked has stopped the log, which was told to whoever proposed.
-            let _ = task::spawn_blocking(|| thread.join()).await;
+        let writing = locked(&self.writing).take();
+        // A writer that panicked has stopped the log, which was told to whoever proposed.
+        match writing {
+            None => {}
+            Some(Writing::Thread(thread)) => {
+                let _ = task::spawn_blocking(|| thread.join()).await;
+            }
+            Some(Writing::Task(task)) => {
+                let _ = task.await;
+            }
         }
     }
 
@@ -556,8 +601,12 @@ impl Drop for Log {
     fn drop(&mut self) {
         drop(locked(&self.proposals).take());
         let _ = self.writer.send(Op::End);
-        if let Some(thread) = locked(&self.thread).take() {
-            let _ = thread.join();
+        match locked(&self.writing).take() {
+            // A task ends when it is told to, or with its runtime.
+            None | Some(Writing::Task(_)) => {}
+            Some(Writing::Thread(thread)) => {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
+use super::runtime::Runtime;
 use crate::{
     engine::cluster::{Command, Outcome, Refusal},
     types::{Id, NodeId, Revision},
@@ -19,6 +20,7 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = EmptyNode,
         SnapshotData = Vec<u8>,
+        AsyncRuntime = Runtime,
 );
 
 pub(super) type Raft = openraft::Raft<TypeConfig>;
