@@ -95,7 +95,8 @@ impl Batches {
     /// Proposes until somebody who leads has said what came of it, or the log has stopped. A batch
     /// that is proposed twice is applied once.
     async fn decide(&self, batch: Batch) -> Option<Answers> {
-        let mut metrics = self.raft.metrics();
+        // Not those that change with every try.
+        let mut metrics = self.raft.server_metrics();
         loop {
             metrics.mark_unchanged();
             let leader = match self.raft.client_write(batch.clone()).await {

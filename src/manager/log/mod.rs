@@ -440,7 +440,8 @@ impl Log {
     }
 
     async fn read_index(&self, raft: &Raft) -> Result<Option<u64>, ProposeError> {
-        let mut metrics = raft.metrics();
+        // Not those that change with every question.
+        let mut metrics = raft.server_metrics();
         loop {
             metrics.mark_unchanged();
             match raft.get_read_log_id().await {
