@@ -228,7 +228,12 @@ impl Log {
         let Member { manager, joins, snapshots, transport, watcher } = member;
         file.claim(manager, joins)?;
         let alone = file.held.is_alone();
-        let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
+        let LogFile { database, path, held: Held { mut kept, replica, grown, .. } } = file;
+        // One that led is elected anew: openraft would have it go on, and the file need not know all
+        // that was decided when it ended, so that what is read then may be too old.
+        if let Some(vote) = kept.vote.as_mut().filter(|vote| vote.leader_id.node_id == manager) {
+            vote.committed = false;
+        }
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
         let raft = OnceLock::new();
         let place = if pace.is_some() { Place::Here } else { Place::Threads };
