@@ -17,6 +17,7 @@ pub mod log;
 mod manager_key;
 mod members;
 mod membership;
+mod parts;
 mod random;
 mod recovery;
 mod replication;
