@@ -24,6 +24,8 @@ mod replication;
 mod reports;
 mod rotation;
 mod session;
+#[cfg(feature = "plant")]
+pub mod simulated;
 mod status;
 mod tokens;
 mod trust;

@@ -19,6 +19,8 @@ mod network;
 mod raft;
 mod record;
 mod runtime;
+#[cfg(feature = "plant")]
+mod standing;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+#[cfg(feature = "plant")]
+pub use self::standing::Standing;
 use self::{
     batches::{Batches, Proposal},
     file::Held,

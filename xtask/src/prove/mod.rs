@@ -3,6 +3,7 @@
 
 mod powercut;
 mod scripts;
+mod sim;
 
 use std::{fs, process::ExitCode};
 
@@ -16,8 +17,16 @@ pub struct Args {
     /// The run
     name: Option<String>,
     /// How many points, seeds or rounds; the run's own number unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        visible_alias = "seeds",
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     points: Option<u64>,
+    /// The first seed, of a run that has seeds
+    #[arg(long, value_name = "SEED")]
+    first: Option<u64>,
     /// Plant the run's defect: it succeeds only if it finds it
     #[arg(long)]
     plant: bool,
@@ -37,6 +46,7 @@ const PROOFS: &[Proof] = &[
         "power cuts at 1,000 points of a workload lose no acknowledged write",
         powercut::run,
     ),
+    ("sim", "10,000 seeds of managers with faults in a time of their own hold", sim::run),
     ("trust", "certificates, token and root change under iperf3 and a writer", scripts::trust),
 ];
 
@@ -51,6 +61,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     };
+    if args.first.is_some() && name != "sim" {
+        bail!("'{name}' has no seeds; 'sim' has");
+    }
     match PROOFS.iter().find(|proof| proof.0 == name) {
         Some(proof) => proof.2(args),
         None => bail!("there is no long run '{name}'; there are: {known}"),
