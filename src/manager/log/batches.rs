@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{
     MAX_WAITING, ProposeError,
     network::{Request, Response, Transport},
-    raft::{Answers, Batch, HEARTBEAT, Raft},
+    raft::{Answers, Batch, BatchId, HEARTBEAT, Raft, batch_id},
 };
 use crate::{
     engine::cluster::{Command, Outcome},
@@ -39,6 +39,8 @@ pub(super) struct Batches {
     pub proposals: mpsc::Receiver<Proposal>,
     /// Told when there should be another snapshot.
     pub due: Arc<Notify>,
+    /// Under which name it proposes, and how many batches it did.
+    pub named: Option<(u64, u64)>,
 }
 
 impl Batches {
@@ -70,8 +72,8 @@ impl Batches {
 
     /// Has one entry written and applied, and answers those that proposed it. When the log has
     /// stopped they are left without.
-    async fn propose(&self, commands: Vec<Command>, answers: Vec<Answer>) {
-        let id = match random::id() {
+    async fn propose(&mut self, commands: Vec<Command>, answers: Vec<Answer>) {
+        let id = match self.next_id() {
             Ok(id) => id,
             Err(error) => return warn!(error = format!("{error:#}"), "nothing is proposed"),
         };
@@ -90,6 +92,15 @@ impl Batches {
             // Whoever asked may have gone.
             let _ = answer.send(outcome.map_err(ProposeError::Refused));
         }
+    }
+
+    fn next_id(&mut self) -> anyhow::Result<BatchId> {
+        let (name, count) = match self.named {
+            Some(named) => named,
+            None => (u64::from_be_bytes(random::bytes()?), 0),
+        };
+        self.named = Some((name, count + 1));
+        Ok(batch_id(name, count + 1))
     }
 
     /// Proposes until somebody who leads has said what came of it, or the log has stopped. A batch

@@ -273,7 +273,8 @@ impl Log {
         let started = Raft::new(manager, config, network, Store::new(kept, writer), machine).await;
         let raft = started.map_err(|_| log.stopped())?;
         let raft = common.raft.get_or_init(|| raft);
-        let batches = Batches { raft: raft.clone(), transport, proposals: proposed, due };
+        let (raft_of_batches, proposals, named) = (raft.clone(), proposed, None);
+        let batches = Batches { raft: raft_of_batches, transport, proposals, due, named };
         *locked(&log.batches) = Some(tokio::spawn(batches.run()));
         if alone {
             log.lead(raft).await?;

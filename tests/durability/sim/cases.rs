@@ -2,7 +2,12 @@
 
 use std::{sync::mpsc, thread, time::Duration};
 
-use super::{client::Ask, trust, world::World};
+use overlay::{
+    engine::cluster::Command,
+    types::{NodeId, NodeStatus},
+};
+
+use super::{client::Ask, network::Illness, trust, world::World};
 
 /// Does something with managers that have founded a cluster, in a few ways; it ends within a while.
 fn case(case: fn(&mut World) -> Result<(), String>) {
@@ -73,6 +78,35 @@ fn a_leader_that_starts_again_lets_read_what_was_acknowledged() {
         world.await_answer(leader)?;
         let history = &world.bus.shared().history;
         assert_eq!((history.reads, history.told()), (reads + 1, told));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_try_that_comes_late_is_known() {
+    case(|world| {
+        let leader = world.leader().ok_or("nobody leads")?;
+        let late = (leader + 1) % world.managers.len();
+        // It does not hear that its network was made, and asks for it again when many others have asked.
+        let (from, to) = (world.managers[leader].number, world.managers[late].number);
+        let until = world.now() + 2600;
+        world.network.fall_ill(from, to, until, Illness::Cut);
+        let network = vec![world.drawn.network()];
+        world.ask(late, Ask::Write(network));
+        while world.now() < until {
+            for at in 0..world.managers.len() {
+                if world.clients[at].call.is_none() {
+                    let (node, status) = (NodeId::from_u128(101), NodeStatus::Ready);
+                    let command = Command::SetNodeStatus { node, status };
+                    world.ask(at, Ask::Write(vec![command]));
+                }
+            }
+            world.step()?;
+        }
+        world.await_answer(late)?;
+        let history = &world.bus.shared().history;
+        assert!(history.writes > 100, "{} writes", history.writes);
+        assert_eq!((history.unknown, history.refused), (0, 0));
         Ok(())
     });
 }
