@@ -1,19 +1,25 @@
 //! Defects on request, for tests that prove that a checker can fail. Only in builds with the
 //! feature `plant`, which no release build has.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 static PLANTED: AtomicU8 = AtomicU8::new(NONE);
 
 /// Plants `alloc` (a box a packet), `copy` (a copy of the payload a packet), `index` (an index
-/// that the parser of inner packets does not check) or `acknowledge` (a command is acknowledged
-/// before it is durable); anything else, none.
+/// that the parser of inner packets does not check), `acknowledge` (a command is acknowledged before
+/// it is durable), `vote` (a vote is not kept), `gap` (an agent takes a delta that does not go on from
+/// its table), `allocate` (what is handed out does not come of the log alone) or `snapshot` (the
+/// checksum of a snapshot that comes from another manager is not looked at); anything else, none.
 pub fn set(defect: &str) {
     let number = match defect {
         "alloc" => ALLOC,
         "copy" => COPY,
         "index" => INDEX,
         "acknowledge" => ACKNOWLEDGE,
+        "vote" => VOTE,
+        "gap" => GAP,
+        "allocate" => ALLOCATE,
+        "snapshot" => SNAPSHOT,
         _ => NONE,
     };
     PLANTED.store(number, Relaxed);
@@ -46,8 +52,33 @@ pub fn acknowledges_early() -> bool {
     PLANTED.load(Relaxed) == ACKNOWLEDGE
 }
 
+/// Tells whether votes are not kept.
+pub fn forgets_votes() -> bool {
+    PLANTED.load(Relaxed) == VOTE
+}
+
+/// Tells whether an agent takes deltas wherever they go on from.
+pub fn takes_gaps() -> bool {
+    PLANTED.load(Relaxed) == GAP
+}
+
+/// Tells now and then to leave a number out, if that defect is planted.
+pub fn skips_a_number() -> bool {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    PLANTED.load(Relaxed) == ALLOCATE && ASKED.fetch_add(1, Relaxed).is_multiple_of(7)
+}
+
+/// Tells whether the checksum of a snapshot from another manager is not looked at.
+pub fn takes_bent_snapshots() -> bool {
+    PLANTED.load(Relaxed) == SNAPSHOT
+}
+
 const NONE: u8 = 0;
 const ALLOC: u8 = 1;
 const COPY: u8 = 2;
 const INDEX: u8 = 3;
 const ACKNOWLEDGE: u8 = 4;
+const VOTE: u8 = 5;
+const GAP: u8 = 6;
+const ALLOCATE: u8 = 7;
+const SNAPSHOT: u8 = 8;

@@ -17,12 +17,15 @@ pub mod log;
 mod manager_key;
 mod members;
 mod membership;
+mod parts;
 mod random;
 mod recovery;
 mod replication;
 mod reports;
 mod rotation;
 mod session;
+#[cfg(feature = "plant")]
+pub mod simulated;
 mod status;
 mod tokens;
 mod trust;

@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::stream;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tracing::{info, warn};
 
@@ -18,6 +17,7 @@ use super::{
     Shared,
     certificate::own_credentials,
     log::{self, Answering, NotReached, Transport},
+    parts::{self, Parts, PartsError},
     trust::Trust,
 };
 use crate::{
@@ -56,23 +56,14 @@ impl proto::replication_server::Replication for Replication {
     ) -> Result<Response<ReplicationResponse>, Status> {
         self.shared.check_manager(&request)?;
         let mut parts = request.into_inner();
-        let cut = || Status::data_loss("the snapshot is cut");
+        let cut = || of_parts(PartsError::Cut);
         let head = parts.message().await?.ok_or_else(cut)?;
         self.check_target(&head.to)?;
-        let Head { request, len, digest: wanted } = read(&head.body)?;
-        let log::Request::Snapshot(vote, meta, mut body) = request else {
-            return Err(Status::invalid_argument("this is no snapshot"));
-        };
+        let mut snapshot = Parts::new(&head.body).map_err(of_parts)?;
         while let Some(part) = parts.message().await? {
-            body.extend_from_slice(&part.body);
-            if body.len() > len {
-                return Err(cut());
-            }
+            snapshot.add(&part.body).map_err(of_parts)?;
         }
-        if body.len() != len || digest(&SHA256, &body).as_ref() != wanted {
-            return Err(cut());
-        }
-        self.answer(log::Request::Snapshot(vote, meta, body)).await
+        self.answer(snapshot.finish().map_err(of_parts)?).await
     }
 }
 
@@ -109,14 +100,11 @@ impl Replication {
     }
 }
 
-/// What goes before the parts of a snapshot.
-#[derive(Serialize, Deserialize)]
-struct Head {
-    /// Without the state.
-    request: log::Request,
-    len: usize,
-    /// SHA-256 of the state.
-    digest: Vec<u8>,
+fn of_parts(error: PartsError) -> Status {
+    match error {
+        PartsError::Head(_) => Status::invalid_argument(error.to_string()),
+        PartsError::Cut => Status::data_loss(error.to_string()),
+    }
 }
 
 /// Where managers are; whoever watches the state keeps it. One that the state has no more is still
@@ -208,7 +196,10 @@ impl Ways {
         let to = member.to_bytes().to_vec();
         let answered = match request {
             log::Request::Snapshot(vote, meta, body) => {
-                client.install(stream::iter(parts(to, vote, meta, body))).await
+                let heads = std::iter::once(to).chain(std::iter::repeat(Vec::new()));
+                let messages = heads.zip(parts::cut(vote, meta, body));
+                let messages = messages.map(|(to, body)| ReplicationRequest { to, body });
+                client.install(stream::iter(messages)).await
             }
             request => client.call(ReplicationRequest { to, body: json(&request) }).await,
         };
@@ -288,26 +279,6 @@ impl Transport for Ways {
     }
 }
 
-fn parts(
-    to: Vec<u8>,
-    vote: log::Vote,
-    meta: log::SnapshotMeta,
-    body: Vec<u8>,
-) -> impl Iterator<Item = ReplicationRequest> {
-    let head = Head {
-        request: log::Request::Snapshot(vote, meta, Vec::new()),
-        len: body.len(),
-        digest: digest(&SHA256, &body).as_ref().to_vec(),
-    };
-    let head = ReplicationRequest { to, body: json(&head) };
-    let parts = body.len().div_ceil(PART_BYTES);
-    let part = move |number: usize| {
-        let (from, to) = (number * PART_BYTES, body.len().min((number + 1) * PART_BYTES));
-        ReplicationRequest { to: Vec::new(), body: body[from..to].to_vec() }
-    };
-    std::iter::once(head).chain((0..parts).map(part))
-}
-
 fn json(of: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(of).expect("nothing between logs has keys but strings")
 }
@@ -317,6 +288,3 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Status> {
         Status::invalid_argument(format!("not understood: {error}; use the same overlayd"))
     })
 }
-
-/// Well below what a message may have.
-const PART_BYTES: usize = 1 << 20;

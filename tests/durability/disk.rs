@@ -63,6 +63,31 @@ impl Disk {
         inner.fault = Some((inner.operations + after, fault));
     }
 
+    /// Whether nothing was ever written.
+    pub fn is_empty(&self) -> bool {
+        self.locked().visible.is_empty()
+    }
+
+    /// Whether the power is cut.
+    pub fn is_off(&self) -> bool {
+        self.locked().off
+    }
+
+    /// Takes the disk from whoever has it, as it can be read: that process ended, and the power is on.
+    pub fn taken_over(&self) -> Self {
+        let mut inner = self.locked();
+        inner.off = true;
+        let Inner { durable, visible, unsynced, .. } = &*inner;
+        let (durable, visible) = (durable.clone(), visible.clone());
+        let taken = Inner { durable, visible, unsynced: unsynced.clone(), ..Inner::default() };
+        Self(Arc::new(Mutex::new(taken)))
+    }
+
+    /// Has nothing go wrong that was planned.
+    pub fn heal(&self) {
+        self.locked().fault = None;
+    }
+
     /// Returns what can be read.
     pub fn image(&self) -> Vec<u8> {
         self.locked().visible.clone()
@@ -191,8 +216,14 @@ impl StorageBackend for Disk {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.locked();
         inner.begin().map_err(|(error, _)| error)?;
-        inner.durable = inner.visible.clone();
-        inner.unsynced.clear();
+        for change in std::mem::take(&mut inner.unsynced) {
+            match change {
+                Change::Len(len) => inner.durable.resize(len, 0),
+                Change::Write(at, bytes) => {
+                    inner.durable[at..at + bytes.len()].copy_from_slice(&bytes);
+                }
+            }
+        }
         Ok(())
     }
 

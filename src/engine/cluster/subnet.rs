@@ -33,8 +33,16 @@ impl AddressPool {
 
     /// Returns the address to hand out next.
     pub fn next(&self) -> Option<IpAddr> {
-        self.numbers.next(|_| false).map(|number| address(&self.subnet, number))
+        self.numbers.next(|_| skips()).map(|number| address(&self.subnet, number))
     }
+}
+
+/// Whether a number is left out for a reason that the state does not hold, as a planted defect.
+fn skips() -> bool {
+    #[cfg(feature = "plant")]
+    return crate::plant::skips_a_number();
+    #[cfg(not(feature = "plant"))]
+    false
 }
 
 /// Checks a subnet that an operator chose.

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{
     MAX_WAITING, ProposeError,
     network::{Request, Response, Transport},
-    raft::{self, Answers, Batch, HEARTBEAT, Raft},
+    raft::{self, Answers, Batch, BatchId, HEARTBEAT, Raft, batch_id},
 };
 use crate::{
     engine::cluster::{Command, Outcome},
@@ -49,6 +49,8 @@ pub(super) struct Batches {
     pub proposals: mpsc::Receiver<Proposal>,
     /// Told when there should be another snapshot.
     pub due: Arc<Notify>,
+    /// Under which name it proposes, and how many batches it did.
+    pub named: Option<(u64, u64)>,
 }
 
 impl Batches {
@@ -57,6 +59,12 @@ impl Batches {
         let mut waiting = Vec::with_capacity(MAX_WAITING);
         loop {
             tokio::select! {
+                // First what is seldom: under a load there is always something to propose.
+                biased;
+                () = self.due.notified() => {
+                    // It is asked for again when openraft goes on.
+                    let _ = self.raft.trigger().snapshot().await;
+                }
                 count = self.proposals.recv_many(&mut waiting, MAX_WAITING) => {
                     if count == 0 {
                         break;
@@ -65,10 +73,6 @@ impl Batches {
                     while let Some((author, commands, answers)) = cut(&mut waiting) {
                         self.propose(author, commands, answers).await;
                     }
-                }
-                () = self.due.notified() => {
-                    // It is asked for again when openraft goes on.
-                    let _ = self.raft.trigger().snapshot().await;
                 }
             }
         }
@@ -79,8 +83,8 @@ impl Batches {
 
     /// Has one entry written and applied, and answers those that proposed it. When the log has
     /// stopped they are left without.
-    async fn propose(&self, author: Author, commands: Vec<Command>, answers: Vec<Answer>) {
-        let id = match random::id() {
+    async fn propose(&mut self, author: Author, commands: Vec<Command>, answers: Vec<Answer>) {
+        let id = match self.next_id() {
             Ok(id) => id,
             Err(error) => return warn!(error = format!("{error:#}"), "nothing is proposed"),
         };
@@ -101,10 +105,20 @@ impl Batches {
         }
     }
 
+    fn next_id(&mut self) -> anyhow::Result<BatchId> {
+        let (name, count) = match self.named {
+            Some(named) => named,
+            None => (u64::from_be_bytes(random::bytes()?), 0),
+        };
+        self.named = Some((name, count + 1));
+        Ok(batch_id(name, count + 1))
+    }
+
     /// Proposes until somebody who leads has said what came of it, or the log has stopped. A batch
     /// that is proposed twice is applied once.
     async fn decide(&self, author: Author, batch: Batch) -> Result<Answers, Undecided> {
-        let mut metrics = self.raft.metrics();
+        // Not those that change with every try.
+        let mut metrics = self.raft.server_metrics();
         loop {
             metrics.mark_unchanged();
             let leader = match self.raft.client_write(batch.clone()).await {
@@ -133,6 +147,7 @@ impl Batches {
             }
             // Until there is another leader; one that was only just busy is asked again soon.
             tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.map_err(|_| Undecided::Stopped)?,
                 () = sleep(HEARTBEAT) => {}
             }

@@ -15,9 +15,9 @@ use super::{
     Common, Watch,
     raft::{
         Answers, Batch, BatchId, Entry, LogId, SnapshotMeta, StorageError, StoredMembership,
-        TypeConfig,
+        TypeConfig, proposer,
     },
-    writer::{Op, Writer},
+    writer::{Op, Place, Writer},
 };
 use crate::{
     engine::cluster::{Event, State},
@@ -39,18 +39,23 @@ pub(super) struct Made {
     pub answered: Answered,
 }
 
-/// The newest batches and what came of them, so that one that is proposed again, because nobody knows
-/// what became of the first try, is answered and not applied again.
+/// The newest batch of each proposer and what came of it, so that one that is proposed again, because
+/// nobody knows what became of the first try, is answered and not applied again. A proposer begins
+/// the next one when it has the answer or has given up: of one that is older nobody awaits an answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Answered(VecDeque<(BatchId, Answers)>);
 
 impl Answered {
-    /// Returns what came of a batch. A second try is rare and comes soon.
-    fn find(&self, id: BatchId) -> Option<&Answers> {
-        self.0.iter().rev().find(|(known, _)| *known == id).map(|(_, answers)| answers)
+    /// Returns what came of a batch, which is nothing if it comes too late; `None` if it is to be
+    /// applied.
+    fn find(&self, id: BatchId) -> Option<Answers> {
+        let newest = self.0.iter().find(|(known, _)| proposer(*known) == proposer(id));
+        let (known, answers) = newest.filter(|(known, _)| id <= *known)?;
+        Some(if *known == id { answers.clone() } else { Answers(Vec::new()) })
     }
 
     fn note(&mut self, id: BatchId, answers: &Answers) {
+        self.0.retain(|(known, _)| proposer(*known) != proposer(id));
         if self.0.len() == REMEMBERED {
             self.0.pop_front();
         }
@@ -76,7 +81,7 @@ impl Replica {
         };
         let Made { state, answered } = &mut self.made;
         if let Some(answers) = answered.find(id) {
-            return answers.clone();
+            return answers;
         }
         let answers = commands.into_iter().map(|command| {
             let revision = state.revision() + 1;
@@ -157,7 +162,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     /// Takes a copy, so that applying goes on while it is written out.
     async fn get_snapshot_builder(&mut self) -> Builder {
         let replica = self.replica();
-        Builder { meta: replica.meta(), made: replica.made.clone(), writer: self.writer.clone() }
+        let (meta, made) = (replica.meta(), replica.made.clone());
+        Builder { meta, made, place: self.common.place, writer: self.writer.clone() }
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<Vec<u8>>, StorageError> {
@@ -201,15 +207,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
 pub(super) struct Builder {
     meta: SnapshotMeta,
     made: Made,
+    place: Place,
     writer: Writer,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
         let made = std::mem::take(&mut self.made);
-        // A large one keeps a thread busy for a while.
-        let write = tokio::task::spawn_blocking(move || super::store::json(&made));
-        let snapshot = write.await.map_err(|error| {
+        let written = self.place.run(move || super::store::json(&made)).await;
+        let snapshot = written.map_err(|error| {
             StorageIOError::write_snapshot(Some(self.meta.signature()), AnyError::new(&error))
         })?;
         keep(&self.writer, &self.meta, snapshot.clone()).await?;
@@ -224,7 +230,8 @@ async fn keep(writer: &Writer, meta: &SnapshotMeta, state: Vec<u8>) -> Result<()
     })
 }
 
-/// Batches whose answers are remembered: more than all members together have on their way.
+/// Proposers that are remembered. A manager is another one with each start; more than start while one
+/// tries.
 const REMEMBERED: usize = 64;
 
 #[cfg(test)]
@@ -264,9 +271,26 @@ mod tests {
         let mut late = Replica { made, ..Replica::default() };
         assert_eq!(late.apply(entry(2, 1), |_, _, _| {}), first);
         assert_eq!(late.made, replica.made);
-        for batch in 2..=REMEMBERED as u128 + 1 {
-            late.apply(entry(3, batch), |_, _, _| {});
+    }
+
+    #[test]
+    fn a_second_try_is_known_however_many_others_came_between() {
+        let (own, other) = (1u128 << 64, 2u128 << 64);
+        let mut replica = Replica::default();
+        let first = replica.apply(entry(1, own + 1), |_, _, _| {});
+        for number in 1..=200 {
+            replica.apply(entry(2, other + number), |_, _, _| {});
         }
-        assert_ne!(late.apply(entry(4, 1), |_, _, _| {}), first, "it is forgotten some time");
+        let revision = replica.made.state.revision();
+        assert_eq!(replica.apply(entry(3, own + 1), |_, _, _| {}), first);
+        replica.apply(entry(4, own + 2), |_, _, _| {});
+        let late = replica.apply(entry(5, own + 1), |_, _, _| {});
+        assert_eq!((late.0.len(), replica.made.state.revision()), (0, revision + 2), "too late");
+        // Proposers that are gone are forgotten some time.
+        for gone in 3..3 + REMEMBERED as u128 {
+            replica.apply(entry(6, gone << 64), |_, _, _| {});
+        }
+        assert_eq!(replica.made.answered.0.len(), REMEMBERED);
+        assert_eq!(replica.apply(entry(7, own + 2), |_, _, _| {}).0.len(), 2);
     }
 }

@@ -18,6 +18,9 @@ mod machine;
 mod network;
 mod raft;
 mod record;
+mod runtime;
+#[cfg(feature = "plant")]
+mod standing;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -42,6 +45,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+#[cfg(feature = "plant")]
+pub use self::standing::Standing;
 use self::{
     batches::{Author, Batches, Proposal},
     file::Held,
@@ -49,13 +54,13 @@ use self::{
     network::Network,
     raft::Raft,
     store::Store,
-    writer::{Op, Writer, WriterThread},
+    writer::{Op, Place, Writer, WriterThread},
 };
 pub use self::{
     file::{LogFile, OpenError},
     network::{Alone, Answering, NotReached, Request, Response, Transport},
     raft::{Answers, Batch, SnapshotMeta, Vote},
-    writer::Snapshots,
+    writer::{Pace, Snapshots},
 };
 use crate::{
     engine::cluster::{Command, Event, Outcome, Refusal, State},
@@ -94,13 +99,21 @@ pub struct Log {
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
     batches: Mutex<Option<task::JoinHandle<()>>>,
     writer: Writer,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    writing: Mutex<Option<Writing>>,
+}
+
+/// What the writer runs on.
+enum Writing {
+    Thread(JoinHandle<()>),
+    Task(task::JoinHandle<()>),
 }
 
 /// What the callers, openraft's tasks and the writer have in common.
 struct Common {
     path: PathBuf,
     replica: RwLock<Replica>,
+    /// Where work is done that takes a while.
+    place: Place,
     stopped: OnceLock<Stopped>,
     transport: Arc<dyn Transport>,
     /// Set once the log has started.
@@ -193,16 +206,45 @@ impl Log {
     ///
     /// # Errors
     /// The file is another manager's, the disk fails, or the system gives no thread.
-    pub async fn start(mut file: LogFile, member: Member) -> Result<Self, StartError> {
+    pub async fn start(file: LogFile, member: Member) -> Result<Self, StartError> {
+        Self::start_with(file, member, None).await
+    }
+
+    /// Starts a manager's log all of which runs where this is called, in the time of that runtime; so
+    /// that what happens comes of nothing but what is put in. Each transaction takes as long as `pace`
+    /// says.
+    ///
+    /// # Errors
+    /// The file is another manager's, or the disk fails.
+    pub async fn start_inline(
+        file: LogFile,
+        member: Member,
+        pace: Pace,
+    ) -> Result<Self, StartError> {
+        Self::start_with(file, member, Some(pace)).await
+    }
+
+    async fn start_with(
+        mut file: LogFile,
+        member: Member,
+        pace: Option<Pace>,
+    ) -> Result<Self, StartError> {
         let Member { manager, joins, snapshots, transport, watcher } = member;
         file.claim(manager, joins)?;
         let alone = file.held.is_alone();
-        let LogFile { database, path, held: Held { kept, replica, grown, .. } } = file;
+        let LogFile { database, path, held: Held { mut kept, replica, grown, .. } } = file;
+        // One that led is elected anew: openraft would have it go on, and the file need not know all
+        // that was decided when it ended, so that what is read then may be too old.
+        if let Some(vote) = kept.vote.as_mut().filter(|vote| vote.leader_id.node_id == manager) {
+            vote.committed = false;
+        }
         let (replica, stopped) = (RwLock::new(replica), OnceLock::new());
         let raft = OnceLock::new();
+        let place = if pace.is_some() { Place::Here } else { Place::Threads };
         let common = Arc::new(Common {
             path,
             replica,
+            place,
             stopped,
             transport: transport.clone(),
             raft,
@@ -211,14 +253,19 @@ impl Log {
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
-        let thread = std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?;
+        let writing = match pace {
+            None => Writing::Thread(
+                std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?,
+            ),
+            Some(pace) => Writing::Task(tokio::spawn(thread.run_inline(pace))),
+        };
         let (proposals, proposed) = mpsc::channel(MAX_WAITING);
         let log = Self {
             common: common.clone(),
             proposals: Mutex::new(Some(proposals)),
             batches: Mutex::default(),
             writer: writer.clone(),
-            thread: Mutex::new(Some(thread)),
+            writing: Mutex::new(Some(writing)),
         };
         let machine = Machine::new(common.clone(), writer.clone(), watcher);
         let config = Arc::new(raft::config(snapshots.entries / 8));
@@ -226,7 +273,8 @@ impl Log {
         let started = Raft::new(manager, config, network, Store::new(kept, writer), machine).await;
         let raft = started.map_err(|_| log.stopped())?;
         let raft = common.raft.get_or_init(|| raft);
-        let batches = Batches { raft: raft.clone(), transport, proposals: proposed, due };
+        let (raft_of_batches, proposals, named) = (raft.clone(), proposed, None);
+        let batches = Batches { raft: raft_of_batches, transport, proposals, due, named };
         *locked(&log.batches) = Some(tokio::spawn(batches.run()));
         if alone {
             log.lead(raft).await?;
@@ -450,7 +498,8 @@ impl Log {
     }
 
     async fn read_index(&self, raft: &Raft) -> Result<Option<u64>, ProposeError> {
-        let mut metrics = raft.metrics();
+        // Not those that change with every question.
+        let mut metrics = raft.server_metrics();
         loop {
             metrics.mark_unchanged();
             match raft.get_read_log_id().await {
@@ -469,6 +518,7 @@ impl Log {
             }
             // Until there is another leader; one that was only just busy is asked again soon.
             tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.map_err(|_| self.stopped())?,
                 () = sleep(raft::HEARTBEAT) => {}
             }
@@ -580,10 +630,16 @@ impl Log {
             let _ = batches.await;
         }
         let _ = self.writer.send(Op::End);
-        let thread = locked(&self.thread).take();
-        if let Some(thread) = thread {
-            // A writer that panicked has stopped the log, which was told to whoever proposed.
-            let _ = task::spawn_blocking(|| thread.join()).await;
+        let writing = locked(&self.writing).take();
+        // A writer that panicked has stopped the log, which was told to whoever proposed.
+        match writing {
+            None => {}
+            Some(Writing::Thread(thread)) => {
+                let _ = task::spawn_blocking(|| thread.join()).await;
+            }
+            Some(Writing::Task(task)) => {
+                let _ = task.await;
+            }
         }
     }
 
@@ -605,8 +661,12 @@ impl Drop for Log {
     fn drop(&mut self) {
         drop(locked(&self.proposals).take());
         let _ = self.writer.send(Op::End);
-        if let Some(thread) = locked(&self.thread).take() {
-            let _ = thread.join();
+        match locked(&self.writing).take() {
+            // A task ends when it is told to, or with its runtime.
+            None | Some(Writing::Task(_)) => {}
+            Some(Writing::Thread(thread)) => {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -147,6 +147,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         let request = Request::Snapshot(vote, snapshot.meta, *snapshot.snapshot);
         let called = self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl());
         let called = tokio::select! {
+            biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
             called = called => called,
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
+use super::runtime::Runtime;
 use crate::{
     engine::cluster::{Command, Outcome, Refusal},
     types::{Id, NodeId, Revision},
@@ -19,6 +20,7 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = EmptyNode,
         SnapshotData = Vec<u8>,
+        AsyncRuntime = Runtime,
 );
 
 pub(super) type Raft = openraft::Raft<TypeConfig>;
@@ -34,12 +36,29 @@ pub(super) type StorageError = openraft::StorageError<NodeId>;
 /// Marks the identifiers of batches.
 pub enum BatchKind {}
 /// Identifies a batch, by which a second try is known as one.
+///
+/// ```text
+/// 0          8          16
+/// +----------+----------+
+/// | proposer | number   |   a proposer draws its name and counts its batches from 1
+/// +----------+----------+
+/// ```
 pub type BatchId = Id<BatchKind>;
+
+/// Makes the identifier of a proposer's batch.
+pub(super) fn batch_id(proposer: u64, number: u64) -> BatchId {
+    BatchId::from_u128((u128::from(proposer) << 64) | u128::from(number))
+}
+
+/// Returns whose a batch is.
+pub(super) fn proposer(batch: BatchId) -> u64 {
+    (u128::from_be_bytes(batch.to_bytes()) >> 64) as u64
+}
 
 /// Commands that are one entry of the log: what waited while the one before was made durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
-    /// Drawn by whoever proposes it, and the same in each try.
+    /// The same in each try.
     pub id: BatchId,
     /// In order.
     pub commands: Vec<Command>,

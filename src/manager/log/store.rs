@@ -103,6 +103,10 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         self.kept().vote = Some(*vote);
+        #[cfg(feature = "plant")]
+        if crate::plant::forgets_votes() {
+            return Ok(());
+        }
         let written = self.writer.have_done(|done| Op::Vote { vote: *vote, done }).await;
         written.map_err(|error| StorageIOError::write_vote(AnyError::new(&error)).into())
     }

@@ -18,7 +18,7 @@ use super::{
     machine::Machine,
     raft::{Entry, LogId, StorageError, StoredMembership, TypeConfig},
     store::Store,
-    writer::{Op, Writer, WriterThread},
+    writer::{Op, Place, Writer, WriterThread},
 };
 use crate::{
     engine::cluster::{Event, State},
@@ -58,6 +58,7 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
         let common = Arc::new(Common {
             path,
             replica: RwLock::new(held.replica),
+            place: Place::Threads,
             stopped: OnceLock::new(),
             transport: Arc::new(Alone),
             raft: OnceLock::new(),

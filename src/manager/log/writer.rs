@@ -1,12 +1,17 @@
 //! The one writer: owns the file and does what changes it, in order. A thread, because it waits for
-//! the disk: what waits for it meanwhile is the next transaction. It ends when it is told to, or
-//! with the first failure; it is not aborted.
+//! the disk: what waits for it meanwhile is the next transaction; or a task, where a disk that is
+//! none takes its time as it is told. It ends when it is told to, or with the first failure; it is
+//! not aborted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use openraft::storage::LogFlushed;
 use redb::{Database, WriteTransaction};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::{JoinError, spawn_blocking},
+    time::sleep,
+};
 use tracing::{debug, error};
 
 use super::{
@@ -30,6 +35,31 @@ impl Default for Snapshots {
     /// What a start reads in some tenths of a second.
     fn default() -> Self {
         Self { entries: 8192, bytes: 8 << 20 }
+    }
+}
+
+/// Says how long the next transaction takes.
+pub type Pace = Box<dyn FnMut() -> Duration + Send>;
+
+/// Where work is done that keeps a processor busy for a while.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// Beside the tasks, which go on.
+    Threads,
+    /// Where it is asked for.
+    Here,
+}
+
+impl Place {
+    /// Does it.
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        match self {
+            Self::Threads => spawn_blocking(work).await,
+            Self::Here => Ok(work()),
+        }
     }
 }
 
@@ -127,19 +157,42 @@ impl WriterThread {
     pub fn run(mut self) {
         let mut ops = Vec::new();
         while self.ops.blocking_recv_many(&mut ops, MAX_AT_ONCE) > 0 {
-            let ends = ops.iter().position(|op| matches!(op, Op::End));
-            ops.truncate(ends.unwrap_or(ops.len()));
-            if let Err(failure) = self.write(&mut ops) {
-                // Who waits for the rest hears of it after the reason is known.
-                self.stop(failure);
-                return;
-            }
-            if ends.is_some() {
-                break;
+            match self.write_until_end(&mut ops) {
+                Ok(Next::More) => {}
+                Ok(Next::End) => break,
+                Err(failure) => return self.stop(failure),
             }
         }
         #[cfg(feature = "plant")]
         self.write_late();
+        self.close();
+    }
+
+    /// Writes as a task, at its pace.
+    pub async fn run_inline(mut self, mut pace: Pace) {
+        let mut ops = Vec::new();
+        while self.ops.recv_many(&mut ops, MAX_AT_ONCE).await > 0 {
+            sleep(pace()).await;
+            match self.write_until_end(&mut ops) {
+                Ok(Next::More) => {}
+                Ok(Next::End) => break,
+                // Who waits for the rest hears of it after the reason is known.
+                Err(failure) => return self.stop(failure),
+            }
+        }
+        #[cfg(feature = "plant")]
+        self.write_late();
+        self.close();
+    }
+
+    fn write_until_end(&mut self, ops: &mut Vec<Op>) -> Result<Next, redb::Error> {
+        let ends = ops.iter().position(|op| matches!(op, Op::End));
+        ops.truncate(ends.unwrap_or(ops.len()));
+        self.write(ops)?;
+        Ok(if ends.is_some() { Next::End } else { Next::More })
+    }
+
+    fn close(self) {
         // What is durable stays so; a close that fails only makes the next start check more.
         if let Err(failure) = self.database.close() {
             debug!(error = %failure, "the log was not closed cleanly");
@@ -215,6 +268,12 @@ impl WriterThread {
         // Set once: there is one writer, and it ends here. With it go those that wait.
         let _ = self.common.stopped.set(stopped);
     }
+}
+
+/// What the writer does after a transaction.
+enum Next {
+    More,
+    End,
 }
 
 impl Op {

@@ -4,6 +4,7 @@
 mod managers;
 mod powercut;
 mod scripts;
+mod sim;
 
 use std::{fs, process::ExitCode};
 
@@ -17,8 +18,16 @@ pub struct Args {
     /// The run
     name: Option<String>,
     /// How many points, seeds or rounds; the run's own number unless given
-    #[arg(long, visible_alias = "rounds", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        visible_aliases = ["rounds", "seeds"],
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     points: Option<u64>,
+    /// The first seed, of a run that has seeds
+    #[arg(long, value_name = "SEED")]
+    first: Option<u64>,
     /// Plant the run's defect: it succeeds only if it finds it
     #[arg(long)]
     plant: bool,
@@ -65,6 +74,7 @@ const PROOFS: &[Proof] = &[
         "100 cycles of promote, demote, leave and join under clients lose nothing",
         managers::roles,
     ),
+    ("sim", "10,000 seeds of managers with faults in a time of their own hold", sim::run),
     ("trust", "certificates, token and root change under iperf3 and a writer", scripts::trust),
 ];
 
@@ -84,6 +94,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if name != "roles" && args.seed.is_some() {
         bail!("'{name}' draws nothing; 'roles' has --seed");
+    }
+    if args.first.is_some() && name != "sim" {
+        bail!("'{name}' has no seeds; 'sim' has");
     }
     match PROOFS.iter().find(|proof| proof.0 == name) {
         Some(proof) => proof.2(args),

@@ -97,7 +97,7 @@ fn script(name: &str, script: &str, arguments: &[&str], args: &Args) -> anyhow::
 
 fn prepare(name: &str, args: &Args) -> anyhow::Result<Programs> {
     if args.plant {
-        bail!("no defect is planted for '{name}'; 'powercut' has one");
+        bail!("no defect is planted for '{name}'; 'powercut' and 'sim' have some");
     }
     for programs in [system::LAB, system::TESTS] {
         system::need(programs)?;

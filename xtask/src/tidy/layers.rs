@@ -33,7 +33,7 @@ pub const LAYERS: &[Layer] = &[
     //  module     may import                                             never
     row("types",   &[],                                                   PURE),
     row("wire",    &["types", "plant"],                                   PURE),
-    row("engine",  &["types", "wire"],                                    PURE),
+    row("engine",  &["types", "wire", "plant"],                           PURE),
     row("sys",     &[],                                                   &[]),
     row("io",      &["types", "sys"],                                     &[]),
     row("api",     &["types"],                                            &[]),
