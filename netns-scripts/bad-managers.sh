@@ -8,9 +8,7 @@
 
 underlay 7
 disk=$WORK/n3/state
-mkdir -p "$disk"
-mount -t tmpfs -o size=32m overlay-test "$disk"
-trap 'umount -l "$disk"; cleanup' EXIT
+small_disk "$disk" 32m
 for n in $(seq 7); do start "$n"; done
 oc 1 init --name n1 >"$WORK/init.out"
 token=$(oc 1 join-token manager -q)

@@ -6,9 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 disk=$WORK/n1/state
-mkdir -p "$disk"
-mount -t tmpfs -o size=16m overlay-test "$disk"
-trap 'umount -l "$disk"; cleanup' EXIT
+small_disk "$disk" 16m
 cluster 3
 oc 1 network create blue --subnet 10.9.0.0/24 >"$WORK/create.out"
 container 2 c1 blue

@@ -52,6 +52,7 @@ cleanup() {
         kill -KILL "$pid" 2>/dev/null
     done
     for name in $(recorded namespaces); do ip netns delete "$name"; done
+    for name in $(recorded disks); do umount -l "$name"; done
     [ $status = 0 ] || tail -n 20 "$WORK"/n*/log "$WORK"/*.out 2>/dev/null
     rm -rf "$WORK"
     exit $status
@@ -119,6 +120,13 @@ serve() {
     rm -f "$2"
     background "$@"
     wait_until 10 grep -q ready "$2"
+}
+
+# small_disk FOLDER SIZE: a file system of its own
+small_disk() {
+    mkdir -p "$1"
+    mount -t tmpfs -o "size=$2" overlay-test "$1"
+    echo "$1" >>"$WORK/disks"
 }
 
 # --- nodes and containers ----------------------------------------------------------------------

@@ -143,7 +143,8 @@ impl Member {
     /// The manager does not take the node; all that was started has ended.
     pub async fn start(parts: Parts) -> anyhow::Result<Arc<Self>> {
         let table = Table::empty(parts.joined.node.id);
-        let (member, link) = Self::assemble(parts, table)?;
+        let home = parts.record.manager;
+        let (member, link) = Self::assemble(parts, table, home)?;
         member.tasks().spawn(link);
         let mut connected = member.manager.connected.clone();
         let first = timeout(FIRST_SNAPSHOT, connected.wait_for(Option::is_some));
@@ -169,7 +170,9 @@ impl Member {
         });
         let table = table.filter(|table| table.node == node);
         let table = table.unwrap_or_else(|| Table::empty(node));
-        let (member, link) = Self::assemble(parts, table.clone())?;
+        // Its own manager goes on, and need not be looked for.
+        let home = parts.record.own_manager().unwrap_or(parts.record.manager);
+        let (member, link) = Self::assemble(parts, table.clone(), home)?;
         member.dataplane.publish(Arc::new(table));
         let restored = member.attachments.restore().await;
         if let Err(error) = restored.context("take the endpoints over") {
@@ -187,6 +190,7 @@ impl Member {
     fn assemble(
         parts: Parts,
         table: Table,
+        home: SocketAddr,
     ) -> anyhow::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
         let Parts { joined, dataplane, ended, records, record, identity, state_dir, docker } =
             parts;
@@ -194,7 +198,7 @@ impl Member {
         let managers = {
             let record = locked(&record);
             let role = if record.listen_addr.is_some() { Role::Manager } else { Role::Worker };
-            Arc::new(Managers::new(record.manager, record.managers.clone(), role))
+            Arc::new(Managers::new(home, record.managers.clone(), role))
         };
         let dataplane = Arc::new(dataplane);
         let certificate = Arc::new(Certificate::new(joined.credentials)?);
@@ -330,13 +334,16 @@ impl Member {
         let (attachments, dataplane) = (self.attachments.clone(), self.dataplane.clone());
         let (identity, certificate) = (self.identity.clone(), self.certificate.clone());
         let kept = Kept { record: self.record.clone(), identity, state_dir, certificate };
-        let mut known = self.manager.managers.known();
+        let (mut known, others) = (self.manager.managers.known(), self.records.clone());
+        let record = self.record.clone();
+        self.tasks().spawn(async move {
+            while known.changed().await.is_ok() {
+                save_managers(&others, &record, known.borrow_and_update().clone());
+            }
+        });
         self.tasks().spawn(async move {
             let mut saved = false;
             loop {
-                if known.has_changed().unwrap_or(false) {
-                    save_managers(&records, &kept.record, known.borrow_and_update().clone());
-                }
                 // A table that does not change is looked after too, though rarely.
                 let changed = timeout(BETWEEN_LOOKS, table.changed()).await;
                 if matches!(changed, Ok(Err(_))) {

@@ -55,9 +55,6 @@ impl Node {
             }
         };
         record.node = node;
-        if let Some(own) = record.own_manager() {
-            record.manager = own;
-        }
         let kept = self.records.put_record(record);
         match (kept, stop) {
             (Ok(()), stop) => Ok(stop),

@@ -509,3 +509,26 @@ async fn a_follower_whose_disk_fails_is_in_nobodys_way() {
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_taken_out_and_comes_back_without_its_log_is_taken_in_again() {
+    let managers = Managers::three().await;
+    for id in 100..110 {
+        managers.log(1).propose(network(id)).await.unwrap();
+    }
+    managers.settled().await;
+    managers.kill(3);
+    let log = managers.log(1);
+    let taken_out = tokio::spawn(async move { log.set_members(ids(&[1, 2])).await });
+    // While the others wait for it to hear that it is out, it is there with nothing.
+    while managers.log(1).members() != ids(&[1, 2]) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    managers.start(3, &Disk::default(), true).await;
+    taken_out.await.unwrap().unwrap();
+    let again = managers.log(1);
+    let again = tokio::time::timeout(Duration::from_secs(10), again.set_members(ids(&[1, 2, 3])));
+    again.await.expect("it catches up").unwrap();
+    managers.log(3).propose(network(200)).await.unwrap();
+    holds_all(&managers.settled().await, &[100, 200]);
+}

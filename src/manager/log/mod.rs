@@ -384,7 +384,7 @@ impl Log {
     }
 
     /// Makes exactly these managers decide. One that is new hears all that is in the log first, which
-    /// is waited for; one that is none any more hears that, if it is there, and no more.
+    /// is waited for; one that is none any more hears no more.
     ///
     /// # Errors
     /// This manager does not lead, another change is under way, or a new one cannot be reached.
@@ -404,16 +404,9 @@ impl Log {
             let caught_up = wait.metrics(has_caught_up, "a new member").await;
             caught_up.map_err(|_| MembersError::Late(*new))?;
         }
-        let changed = raft.change_membership(members.clone(), true).await;
-        let changed = changed.map_err(|error| self.not_changed(error))?.log_id.index;
-        let gone = self.strays(&members);
-        let have_heard = |metrics: &RaftMetrics<NodeId, EmptyNode>| {
-            let mut last = gone.iter().map(|gone| replicated(metrics, *gone));
-            metrics.replication.is_none() || last.all(|last| last >= Some(changed))
-        };
-        // One that is away hears it from its agent.
-        let _ = raft.wait(Some(HEARD_WITHIN)).metrics(have_heard, "those that go").await;
-        self.remove_strays(raft, &members).await
+        // One that goes hears no more from here on: it may come back with nothing at once.
+        let changed = raft.change_membership(members, false).await;
+        changed.map(drop).map_err(|error| self.not_changed(error))
     }
 
     /// Takes everything out of the log that the state stands for, so that a new member is given the state.
@@ -490,6 +483,10 @@ impl Log {
     /// Nobody leads, or the log is stopped.
     pub async fn catch_up(&self) -> Result<(), ProposeError> {
         let raft = self.common.raft.get().ok_or(Stopped::Ending)?;
+        if leads_alone(&raft.metrics().borrow()) {
+            // What it acknowledged it has applied, also when it writes no more.
+            return Ok(());
+        }
         let read = timeout(CAUGHT_UP_WITHIN, self.read_index(raft)).await;
         let Some(index) = read.map_err(|_| ProposeError::NoLeader)?? else { return Ok(()) };
         let wait = raft.wait(Some(CAUGHT_UP_WITHIN));
@@ -536,10 +533,9 @@ impl Log {
     pub fn is_current(&self) -> bool {
         let Some(raft) = self.common.raft.get() else { return false };
         let metrics = raft.metrics().borrow().clone();
-        let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
-        if alone || metrics.running_state.is_err() {
+        if leads_alone(&metrics) || metrics.running_state.is_err() {
             // Whoever decides alone has nobody to whom its agents could go.
-            return alone;
+            return leads_alone(&metrics);
         }
         if metrics.state.is_leader() {
             let acked = metrics.millis_since_quorum_ack.map(Duration::from_millis);
@@ -671,6 +667,12 @@ impl Drop for Log {
     }
 }
 
+/// Whether nobody else decides, nor is to; so it is with one that leads, or that did until its disk failed.
+fn leads_alone(metrics: &RaftMetrics<NodeId, EmptyNode>) -> bool {
+    let leads = metrics.state.is_leader() || metrics.running_state.is_err();
+    leads && metrics.membership_config.voter_ids().eq([metrics.id])
+}
+
 /// Up to which entry a leader knows a member to have the log.
 fn replicated(metrics: &RaftMetrics<NodeId, EmptyNode>, member: NodeId) -> Option<u64> {
     let last = metrics.replication.as_ref()?.get(&member).copied().flatten();
@@ -696,8 +698,6 @@ const CUT_WITHIN: Duration = Duration::from_secs(20);
 const CAUGHT_UP_AFTER: Duration = Duration::from_secs(60);
 /// Longer than it takes to find another leader.
 const STALE_AFTER: Duration = Duration::from_secs(2);
-/// One that goes is there, or it is not waited for.
-const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// Members that are there answer within milliseconds.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 /// Longer than it takes to find another leader, shorter than callers wait.

@@ -93,6 +93,7 @@ pub(super) async fn while_leads<T>(
     let mut metrics = raft.metrics();
     let other = metrics.wait_for(|metrics| metrics.current_leader != Some(leader));
     tokio::select! {
+        biased;
         answer = asking => Some(answer),
         _ = other => None,
     }
