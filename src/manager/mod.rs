@@ -116,7 +116,7 @@ struct Shared {
     watch: NodeWatch,
     recovery: Recovery,
     /// Those that took this manager in, whose calls are taken as managers' whatever the log tells yet.
-    greeted: BTreeSet<NodeId>,
+    greeted: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Manager {
@@ -413,7 +413,7 @@ impl Shared {
             sessions: Mutex::default(),
             watch: NodeWatch::new(node.id),
             recovery,
-            greeted: greeted.collect::<Result<_, _>>()?,
+            greeted: Mutex::new(greeted.collect::<Result<_, _>>()?),
         }))
     }
 

@@ -78,10 +78,12 @@ impl Shared {
         let known = caller.node.filter(|node| {
             let is_manager =
                 |state: &State| state.node(*node).is_some_and(|node| node.role == Role::Manager);
-            log.read(is_manager)
-                || greeted.contains(node)
-                || log.members().contains(node)
-                || (caller.manages && !log.is_current())
+            let mut greeted = greeted.lock().unwrap_or_else(PoisonError::into_inner);
+            if caller.manages && !log.is_current() {
+                // From the first time on, or it would be heard only now and then.
+                greeted.insert(*node);
+            }
+            log.read(is_manager) || greeted.contains(node) || log.members().contains(node)
         });
         known
             .ok_or_else(|| Status::permission_denied("only managers of this cluster share its log"))

@@ -369,17 +369,24 @@ async fn a_manager_that_was_away_for_long_hears_one_that_it_does_not_know() {
     let Other { manager, joined, addr } = n2;
     manager.shutdown().await;
     let n4 = Other::join(&cluster, "n4").await;
+    let n5 = Other::join(&cluster, "n5").await;
     let at_n4 = Cluster { addr: n4.addr, ..cluster };
-    let _agents = [Agent::start(&at_n4, &n3.joined).await, Agent::start(&at_n4, &n4.joined).await];
-    for node in [&n3, &n4] {
+    let mut agents = Vec::new();
+    for node in [&n3, &n4, &n5] {
+        agents.push(Agent::start(&at_n4, &node.joined).await);
         until_status(&at_n4, node.joined.node.id, NodeStatus::Ready).await;
     }
-    let demote = SetRoleRequest { reference: "n1".into(), role: Role::Worker.into() };
-    n4.control().await.unwrap().set_role(demote).await.unwrap();
+    // Of those that decide by now it knows nobody.
+    for former in ["n1", "n3"] {
+        let demote = SetRoleRequest { reference: former.into(), role: Role::Worker.into() };
+        let demoted = n4.control().await.unwrap().set_role(demote).await.unwrap();
+        assert!(demoted.into_inner().settled, "{former}");
+    }
     let Cluster { manager: first, folders, .. } = at_n4;
     first.shutdown().await;
+    n3.manager.shutdown().await;
+    within(async { while n5.create("while-n2-is-away").await.is_err() {} }).await;
 
-    // Of those that decide now it knows n3, and that one goes as well.
     let reopening = Reopening {
         has_others: true,
         alone: false,
@@ -388,11 +395,12 @@ async fn a_manager_that_was_away_for_long_hears_one_that_it_does_not_know() {
         node: joined.node.id,
         credentials: joined.credentials.clone(),
     };
-    n3.manager.shutdown().await;
     let (manager, _) = opened(reopening).await;
-    within(async { while n4.create("with-n2").await.is_err() {} }).await;
-    manager.shutdown().await;
-    n4.manager.shutdown().await;
+    let n2 = Other { manager, joined, addr };
+    within(async { while !n2.has("while-n2-is-away").await {} }).await;
+    for other in [n2, n4, n5] {
+        other.manager.shutdown().await;
+    }
 }
 
 #[tokio::test]
