@@ -628,7 +628,7 @@ mod tests {
         let made = made();
         let entry = r#"{"log_id":{"leader_id":{"term":1,"node_id":"0000000000000000000000001"},"index":2},"payload":"Blank"}"#;
         write(&made.database, |t| put_entries(t, &[(1, entry.into())])).unwrap();
-        let what = "the log log.redb is damaged: entry 1 is entry 2; restore a backup with overlayd --restore";
+        let what = "the log log.redb is damaged: entry 1 is entry 2; where other managers go on, demote this node there, remove . and start overlayd; otherwise restore a backup with overlayd --restore";
         assert_eq!(refused(&made), what);
     }
 
