@@ -112,7 +112,7 @@ impl proto::attachment_server::Attachment for Attachment {
     async fn check_reach(&self, request: Request<CheckReachRequest>) -> Answer<CheckReachResponse> {
         let node = self.shared.member(&request)?.id;
         let looked = self.shared.watch.looked();
-        let silent = self.shared.watch.silent();
+        let silent = self.shared.watch.silent(*self.shared.dispatcher.heartbeat().borrow());
         let look = |state: &State| self.shared.dispatcher.look_for(state, node, &silent, WITNESSES);
         let witnesses = self.shared.log.read(look).len();
         let reached = NodeWatch::any_heard(node, witnesses, looked).await;

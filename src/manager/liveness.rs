@@ -165,11 +165,12 @@ impl NodeWatch {
         self.locked().is_management_lost(node)
     }
 
-    /// Lists the nodes whose streams are too silent to ask them about others.
-    pub fn silent(&self) -> BTreeSet<NodeId> {
+    /// Lists the nodes whose streams are too silent to ask them about others, where one says something
+    /// once a heartbeat.
+    pub fn silent(&self, heartbeat: Duration) -> BTreeSet<NodeId> {
         match self.is_leading() {
             true => self.locked().silent(clock::now()),
-            false => locked(&self.streams).silent(clock::now()),
+            false => locked(&self.streams).silent(clock::now(), heartbeat),
         }
     }
 

@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{Shared, liveness::WITNESSES};
 use crate::{
     api::{
-        HEARTBEAT, parse_id,
+        parse_id,
         proto::{
             self, AwaitAcknowledgedRequest, AwaitAcknowledgedResponse, FindStandingRequest,
             FindStandingResponse, LookForRequest, LookForResponse, StreamEnd, StreamReport,
@@ -131,8 +131,8 @@ impl Streams {
     }
 
     /// Lists the nodes whose streams are too silent to ask them about others.
-    pub fn silent(&self, now: Moment) -> BTreeSet<NodeId> {
-        let silent = |stream: &Stream| now.since(stream.heard) >= 2 * HEARTBEAT;
+    pub fn silent(&self, now: Moment, heartbeat: Duration) -> BTreeSet<NodeId> {
+        let silent = |stream: &Stream| now.since(stream.heard) >= 2 * heartbeat;
         self.of.iter().filter(|(_, stream)| silent(stream)).map(|(node, _)| *node).collect()
     }
 
@@ -294,7 +294,7 @@ impl Shared {
     /// Has agents of this manager look for nodes; tells who does.
     fn look_for(&self, nodes: Vec<NodeId>) -> Vec<(NodeId, BTreeSet<NodeId>)> {
         // Who vanished with a suspect cannot say anything of it.
-        let silent = self.watch.silent();
+        let silent = self.watch.silent(*self.dispatcher.heartbeat().borrow());
         self.log.read(|state| {
             let look = |node| self.dispatcher.look_for(state, node, &silent, WITNESSES);
             nodes.into_iter().map(|node| (node, look(node))).collect()
@@ -423,3 +423,48 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
 const MOST_ENDED: usize = 4096;
 /// Witnesses speak when they are asked.
 const MOST_SAID: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId::from_u128(1);
+    const B: NodeId = NodeId::from_u128(2);
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_nanos(ms * 1_000_000)
+    }
+
+    fn told(node: NodeId, number: u64, heard_ms: u64, closed: Option<Closed>) -> Told {
+        Told { node, stream: Stream { number, heard: at(heard_ms), closed } }
+    }
+
+    #[test]
+    fn the_leader_is_told_what_is_new_ends_first_and_a_new_one_all() {
+        let mut streams = Streams::default();
+        streams.handle_opened(A, 1, at(0));
+        streams.handle_opened(B, 1, at(0));
+        assert_eq!(streams.take_news(false).0, [told(A, 1, 0, None), told(B, 1, 0, None)]);
+        assert_eq!(streams.take_news(false).0, []);
+        streams.handle_heard(B, 1, at(700));
+        streams.handle_heard(B, 9, at(800));
+        assert_eq!(streams.take_news(false).0, [told(B, 1, 700, None)], "9 is no stream of it");
+        // A node opens another stream, and only then the end of the one before is noticed.
+        streams.handle_closed(A, 1, Closed::ByManager, at(900));
+        streams.handle_opened(A, 2, at(950));
+        streams.handle_closed(A, 1, Closed::ByManager, at(960));
+        let ended = told(A, 1, 0, Some(Closed::ByManager));
+        assert_eq!(streams.take_news(false).0, [ended, told(A, 2, 950, None)]);
+        assert_eq!(streams.take_news(true).0, [told(A, 2, 950, None), told(B, 1, 700, None)]);
+    }
+
+    #[test]
+    fn who_is_silent_is_so_by_the_heartbeat_that_the_cluster_has() {
+        let mut streams = Streams::default();
+        streams.handle_opened(A, 1, at(0));
+        streams.handle_opened(B, 1, at(1500));
+        let silent = |seconds| streams.silent(at(2000), Duration::from_secs(seconds));
+        assert_eq!(silent(1), BTreeSet::from([A]));
+        assert_eq!(silent(10), BTreeSet::new(), "with many nodes each says something seldom");
+    }
+}

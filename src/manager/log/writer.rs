@@ -155,44 +155,44 @@ impl WriterThread {
 
     /// Writes until it is told to end, or writing fails.
     pub fn run(mut self) {
-        let mut ops = Vec::new();
-        while self.ops.blocking_recv_many(&mut ops, MAX_AT_ONCE) > 0 {
-            match self.write_until_end(&mut ops) {
-                Ok(Next::More) => {}
-                Ok(Next::End) => break,
-                Err(failure) => return self.stop(failure),
-            }
+        let (mut ops, mut next) = (Vec::new(), Ok(Next::More));
+        while let Ok(Next::More) = next
+            && self.ops.blocking_recv_many(&mut ops, MAX_AT_ONCE) > 0
+        {
+            next = self.write_until_end(&mut ops);
         }
-        #[cfg(feature = "plant")]
-        self.write_late();
-        self.close();
+        self.end(next);
     }
 
     /// Writes as a task, at its pace.
     pub async fn run_inline(mut self, mut pace: Pace) {
-        let mut ops = Vec::new();
-        while self.ops.recv_many(&mut ops, MAX_AT_ONCE).await > 0 {
+        let (mut ops, mut next) = (Vec::new(), Ok(Next::More));
+        while let Ok(Next::More) = next
+            && self.ops.recv_many(&mut ops, MAX_AT_ONCE).await > 0
+        {
             sleep(pace()).await;
-            match self.write_until_end(&mut ops) {
-                Ok(Next::More) => {}
-                Ok(Next::End) => break,
-                // Who waits for the rest hears of it after the reason is known.
-                Err(failure) => return self.stop(failure),
-            }
+            next = self.write_until_end(&mut ops);
         }
-        #[cfg(feature = "plant")]
-        self.write_late();
-        self.close();
+        self.end(next);
     }
 
     fn write_until_end(&mut self, ops: &mut Vec<Op>) -> Result<Next, redb::Error> {
         let ends = ops.iter().position(|op| matches!(op, Op::End));
         ops.truncate(ends.unwrap_or(ops.len()));
         self.write(ops)?;
-        Ok(if ends.is_some() { Next::End } else { Next::More })
+        if ends.is_none() {
+            return Ok(Next::More);
+        }
+        #[cfg(feature = "plant")]
+        self.write_late();
+        Ok(Next::End)
     }
 
-    fn close(self) {
+    fn end(self, last: Result<Next, redb::Error>) {
+        if let Err(failure) = last {
+            // Who waits for the rest hears of it after the reason is known.
+            return self.stop(failure);
+        }
         // What is durable stays so; a close that fails only makes the next start check more.
         if let Err(failure) = self.database.close() {
             debug!(error = %failure, "the log was not closed cleanly");

@@ -10,7 +10,7 @@ use std::{fs, process::ExitCode};
 
 use anyhow::{Context, bail};
 
-use crate::{machine, process::say, workspace};
+use crate::{machine, process, process::say, workspace};
 
 /// Runs a long acceptance run, or lists them.
 #[derive(clap::Args)]
@@ -102,6 +102,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(proof) => proof.2(args),
         None => bail!("there is no long run '{name}'; there are: {known}"),
     }
+}
+
+/// Runs a case of tests/durability with these settings, and returns whether it held and its figures.
+fn durability(case: &str, settings: &[(&str, String)]) -> anyhow::Result<(ExitCode, String)> {
+    let mut run = workspace::cargo(["test", "--quiet", "--all-features", "--test", "durability"]);
+    run.args(["--", "--exact", "--nocapture", case]);
+    run.envs(settings.iter().map(|(name, value)| (name, value)));
+    let mut figures = None;
+    let status = process::lines(&mut run, |line| {
+        if let Some(found) = line.strip_prefix("figures: ") {
+            figures = Some(found.to_owned());
+        }
+        say(line);
+    })?;
+    let figures = figures.context("the run ended before its figures")?;
+    Ok((if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }, figures))
 }
 
 /// Writes the figures of a run, a JSON value, with commit and machine.

@@ -2,38 +2,18 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-
-use super::Args;
-use crate::{process, process::say, workspace::cargo};
+use super::{Args, durability, keep};
 
 /// Fails if a write is lost, or if a planted defect is not found.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut run = cargo([
-        "test",
-        "--quiet",
-        "--all-features",
-        "--test",
-        "durability",
-        "--",
-        "--exact",
-        "--nocapture",
-        "powercut::acknowledged_writes_survive_power_cuts",
-    ]);
-    run.env("POWERCUT_POINTS", args.points.unwrap_or(POINTS).to_string());
+    let mut settings = vec![("POWERCUT_POINTS", args.points.unwrap_or(POINTS).to_string())];
     if args.plant {
-        run.env("POWERCUT_PLANT", "1");
+        settings.push(("POWERCUT_PLANT", "1".to_owned()));
     }
-    let mut figures = None;
-    let status = process::lines(&mut run, |line| {
-        if let Some(found) = line.strip_prefix("figures: ") {
-            figures = Some(found.to_owned());
-        }
-        say(line);
-    })?;
-    let figures = figures.context("the run ended before its figures")?;
-    super::keep(if args.plant { "powercut-planted" } else { "powercut" }, &figures)?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let case = "powercut::acknowledged_writes_survive_power_cuts";
+    let (code, figures) = durability(case, &settings)?;
+    keep(if args.plant { "powercut-planted" } else { "powercut" }, &figures)?;
+    Ok(code)
 }
 
 const POINTS: u64 = 1000;

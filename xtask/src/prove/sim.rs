@@ -4,10 +4,10 @@
 
 use std::{process::ExitCode, thread};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use super::Args;
-use crate::{process, process::say, workspace::cargo};
+use super::{Args, durability};
+use crate::process::say;
 
 /// Fails if a seed does; with `--plant`, if a defect is not found.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -31,33 +31,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Runs seeds, and returns their figures.
 fn seeds(args: &Args, count: u64, defect: Option<&str>) -> anyhow::Result<(ExitCode, String)> {
-    let mut run = cargo([
-        "test",
-        "--quiet",
-        "--all-features",
-        "--test",
-        "durability",
-        "--",
-        "--exact",
-        "--nocapture",
-        "sim::seeds_hold",
-    ]);
     // One a thread: a seed keeps one busy.
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    run.env("SIM_SEEDS", count.to_string()).env("SIM_FIRST", args.first.unwrap_or(0).to_string());
-    run.env("SIM_THREADS", threads.to_string());
-    if let Some(defect) = defect {
-        run.env("SIM_PLANT", defect);
-    }
-    let mut figures = None;
-    let status = process::lines(&mut run, |line| {
-        if let Some(found) = line.strip_prefix("figures: ") {
-            figures = Some(found.to_owned());
-        }
-        say(line);
-    })?;
-    let figures = figures.context("the run ended before its figures")?;
-    Ok((if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }, figures))
+    let mut settings = vec![
+        ("SIM_SEEDS", count.to_string()),
+        ("SIM_FIRST", args.first.unwrap_or(0).to_string()),
+        ("SIM_THREADS", threads.to_string()),
+    ];
+    settings.extend(defect.map(|defect| ("SIM_PLANT", defect.to_owned())));
+    durability("sim::seeds_hold", &settings)
 }
 
 const SEEDS: u64 = 10_000;
