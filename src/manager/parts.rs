@@ -1,23 +1,23 @@
-//! A snapshot of the log on its way between managers: a head, then parts that a message holds. It is
-//! taken whole and as it was sent, or not at all.
+//! A snapshot of the log on its way between managers: a head, parts that a message holds, and a tail.
+//! It is taken whole and as it was sent, or not at all.
 //!
 //! ```text
-//! head: what is sent, without the state; the state's length and SHA-256
+//! head: what is sent, without the state, and the state's length
 //! part: the next bytes of the state
+//! tail: the state's SHA-256
 //! ```
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::log::{Request, SnapshotMeta, Vote};
 
 #[derive(Serialize, Deserialize)]
 struct Head {
-    /// Without the state.
-    request: Request,
+    vote: Vote,
+    meta: SnapshotMeta,
     len: usize,
-    /// SHA-256 of the state.
-    digest: Vec<u8>,
 }
 
 /// Why what came is no snapshot.
@@ -31,29 +31,30 @@ pub enum PartsError {
     Cut,
 }
 
-/// Cuts a snapshot into messages: the head, then its parts.
-pub fn cut(vote: Vote, meta: SnapshotMeta, body: Vec<u8>) -> impl Iterator<Item = Vec<u8>> {
-    let head = Head {
-        request: Request::Snapshot(vote, meta, Vec::new()),
-        len: body.len(),
-        digest: digest(&SHA256, &body).as_ref().to_vec(),
-    };
+/// Cuts a snapshot into messages. Each costs only its own bytes: a state is large.
+pub fn cut(vote: Vote, meta: SnapshotMeta, state: Bytes) -> impl Iterator<Item = Vec<u8>> {
+    let head = Head { vote, meta, len: state.len() };
     let head = serde_json::to_vec(&head).expect("nothing between logs has keys but strings");
-    let parts = body.len().div_ceil(PART_BYTES);
-    let part = move |number: usize| {
-        let (from, to) = (number * PART_BYTES, body.len().min((number + 1) * PART_BYTES));
-        body[from..to].to_vec()
-    };
-    std::iter::once(head).chain((0..parts).map(part))
+    let parts = state.len().div_ceil(PART_BYTES);
+    let mut digest = Some(Context::new(&SHA256));
+    let rest = (0..=parts).map_while(move |number| {
+        if number == parts {
+            return digest.take().map(|digest| digest.finish().as_ref().to_vec());
+        }
+        let from = number * PART_BYTES;
+        let part = &state[from..state.len().min(from + PART_BYTES)];
+        digest.as_mut()?.update(part);
+        Some(part.to_vec())
+    });
+    std::iter::once(head).chain(rest)
 }
 
 /// What came of a snapshot so far.
 pub struct Parts {
-    vote: Vote,
-    meta: SnapshotMeta,
-    len: usize,
-    digest: Vec<u8>,
-    body: Vec<u8>,
+    head: Head,
+    state: Vec<u8>,
+    digest: Context,
+    tail: Option<Vec<u8>>,
 }
 
 impl Parts {
@@ -62,22 +63,23 @@ impl Parts {
     /// # Errors
     /// It is not one of a snapshot.
     pub fn new(head: &[u8]) -> Result<Self, PartsError> {
-        let read = serde_json::from_slice(head);
-        let Head { request, len, digest } =
-            read.map_err(|error| PartsError::Head(error.to_string()))?;
-        let Request::Snapshot(vote, meta, body) = request else {
-            return Err(PartsError::Head("this is no snapshot".to_owned()));
-        };
-        Ok(Self { vote, meta, len, digest, body })
+        let head = serde_json::from_slice(head);
+        let head = head.map_err(|error| PartsError::Head(error.to_string()))?;
+        Ok(Self { head, state: Vec::new(), digest: Context::new(&SHA256), tail: None })
     }
 
-    /// Takes the next part.
+    /// Takes the next message.
     ///
     /// # Errors
     /// It is more than there should be.
-    pub fn add(&mut self, part: &[u8]) -> Result<(), PartsError> {
-        self.body.extend_from_slice(part);
-        (self.body.len() <= self.len).then_some(()).ok_or(PartsError::Cut)
+    pub fn add(&mut self, message: &[u8]) -> Result<(), PartsError> {
+        let Self { head, state, digest, tail } = self;
+        if state.len() == head.len {
+            return tail.replace(message.to_vec()).map_or(Ok(()), |_| Err(PartsError::Cut));
+        }
+        state.extend_from_slice(message);
+        digest.update(message);
+        (state.len() <= head.len).then_some(()).ok_or(PartsError::Cut)
     }
 
     /// Returns the whole snapshot.
@@ -85,10 +87,11 @@ impl Parts {
     /// # Errors
     /// It is not the one that was sent.
     pub fn finish(self) -> Result<Request, PartsError> {
-        let whole = self.body.len() == self.len
-            && (digest(&SHA256, &self.body).as_ref() == self.digest || unchecked());
-        let Self { vote, meta, body, .. } = self;
-        whole.then_some(Request::Snapshot(vote, meta, body)).ok_or(PartsError::Cut)
+        let Self { head: Head { vote, meta, .. }, state, digest, tail } = self;
+        // There is no tail before the state is whole.
+        let tail = tail.ok_or(PartsError::Cut)?;
+        let right = digest.finish().as_ref() == tail || unchecked();
+        right.then(|| Request::Snapshot(vote, meta, state.into())).ok_or(PartsError::Cut)
     }
 }
 
@@ -116,20 +119,21 @@ mod tests {
     #[test]
     fn a_snapshot_is_taken_whole_and_as_it_was_sent() {
         for len in [0, 1, PART_BYTES, 2 * PART_BYTES + 5] {
-            let body: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let body: Bytes = (0..len).map(|at| (at % 251) as u8).collect();
             let messages: Vec<_> =
                 cut(Vote::default(), SnapshotMeta::default(), body.clone()).collect();
-            assert_eq!(messages.len(), 1 + len.div_ceil(PART_BYTES));
+            assert_eq!(messages.len(), 1 + len.div_ceil(PART_BYTES) + 1);
             match put_together(&messages) {
                 Ok(Request::Snapshot(_, _, taken)) => assert!(taken == body, "{len} bytes"),
                 other => panic!("{len} bytes: {other:?}"),
             }
-            if len > 0 {
+            for at in 1..messages.len() {
                 let mut bent = messages.clone();
-                bent.last_mut().unwrap()[0] ^= 1;
-                assert_eq!(put_together(&bent).unwrap_err(), PartsError::Cut);
-                let (_, cut) = messages.split_last().unwrap();
-                assert_eq!(put_together(cut).unwrap_err(), PartsError::Cut);
+                bent[at][0] ^= 1;
+                assert_eq!(put_together(&bent).unwrap_err(), PartsError::Cut, "message {at}");
+                let mut cut = messages.clone();
+                cut.remove(at);
+                assert_eq!(put_together(&cut).unwrap_err(), PartsError::Cut, "message {at}");
             }
             let more = [messages.clone(), vec![vec![0]]].concat();
             assert_eq!(put_together(&more).unwrap_err(), PartsError::Cut);
@@ -139,6 +143,6 @@ mod tests {
     #[test]
     fn something_else_is_named() {
         let error = put_together(&[b"{}".to_vec()]).unwrap_err().to_string();
-        assert!(error.starts_with("not understood: missing field `request`"), "{error}");
+        assert!(error.starts_with("not understood: missing field `vote`"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::{future::join_all, join};
 use overlay::{
     engine::cluster::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, RegisterNode,
@@ -73,17 +73,20 @@ async fn large_state(folder: &Path) {
     let took = paced(&log, Duration::from_secs(3)).await;
     println!("log: {megabytes} MB of state: {}", Spread(took));
 
-    // As many bytes of entries as the state has make another snapshot due.
+    // As many bytes of entries as the state has make another snapshot due: in the middle of it.
     let labels = Command::UpdateNode(UpdateNode {
         node: NodeId::from_u128(2),
         availability: None,
         labels_added: BTreeMap::from([("key".to_owned(), "v".repeat(16_000))]),
         labels_removed: Vec::new(),
     });
-    for _ in 0..=megabytes {
-        join_all((0..64).map(|_| log.propose(labels.clone()))).await;
-    }
-    let took = paced(&log, Duration::from_secs(5)).await;
+    let fill = async |megabytes: usize| {
+        for _ in 0..megabytes {
+            join_all((0..64).map(|_| log.propose(labels.clone()))).await;
+        }
+    };
+    fill(megabytes - 4).await;
+    let (took, ()) = join!(paced(&log, Duration::from_secs(8)), fill(8));
     println!("log: while a snapshot of it is written: {}", Spread(took));
 
     let file = LogFile::create(&folder.join("second.redb")).expect("a log");
@@ -187,7 +190,7 @@ fn status() -> Command {
     Command::SetNodeStatus { node: NodeId::from_u128(2), status: NodeStatus::Ready }
 }
 
-/// A state of about 100 MB: 240,000 endpoints on 16 networks.
+/// A state of about 100 MB: 300,000 endpoints on 20 networks.
 fn large() -> State {
     let mut state = State::default();
     let mut apply = |command| {
@@ -196,7 +199,7 @@ fn large() -> State {
     };
     apply(cluster());
     apply(node(2));
-    for network in 1..=16 {
+    for network in 1..=20 {
         apply(Command::CreateNetwork(CreateNetwork {
             id: NetworkId::from_u128(network),
             name: format!("net{network}").parse().expect("a name"),

@@ -103,7 +103,7 @@ impl Managers {
         let member = Member {
             manager,
             joins,
-            snapshots: Snapshots { entries, bytes: 1 << 20 },
+            snapshots: Snapshots { entries, bytes: 1 << 20, part: 1024 },
             transport: Arc::new(Way { own: manager, managers: self.clone() }),
             watcher: Box::new(Replaced(replaced.clone())),
         };
@@ -368,6 +368,37 @@ async fn a_manager_that_comes_late_is_given_the_state() {
     managers.start(2, &disk, false).await;
     managers.log(1).propose(network(201)).await.unwrap();
     assert!(managers.settled().await.network(NetworkId::from_u128(201)).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_loses_power_while_it_is_given_the_state_is_given_it_again() {
+    let managers = Managers::founded().await;
+    for id in 100..130 {
+        managers.log(1).propose(network(id)).await.unwrap();
+    }
+    let mut cuts = 0;
+    loop {
+        let disk = Disk::default();
+        managers.start(2, &disk, true).await;
+        disk.plan(cuts, Fault::PowerCut);
+        let log = managers.log(1);
+        let joins = tokio::spawn(async move { log.set_members(ids(&[1, 2])).await });
+        while !disk.is_off() && !joins.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let joined_before = joins.is_finished();
+        let disk = managers.kill(2);
+        managers.start(2, &disk, true).await;
+        joins.await.unwrap().unwrap();
+        holds_all(&managers.settled().await, &(100..130).collect::<Vec<_>>());
+        managers.log(1).set_members(ids(&[1])).await.unwrap();
+        managers.kill(2);
+        if joined_before {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 10, "the state was given with {cuts} operations of the disk");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,7 +128,7 @@ impl History {
 
 /// Starts a log with snapshots often enough to be in the way.
 pub async fn start(file: LogFile) -> Result<Log, StartError> {
-    let snapshots = Snapshots { entries: 16, bytes: 1 << 20 };
+    let snapshots = Snapshots { entries: 16, bytes: 1 << 20, part: 1024 };
     Log::start(file, Member { snapshots, ..alone() }).await
 }
 

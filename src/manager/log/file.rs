@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! entries:   index -> record of an entry (JSON)
-//! snapshot:  0 -> record of the head, 1.. -> records of the state (JSON, cut)
+//! snapshot:  see the module of snapshots
 //! meta:      see Meta
 //! ```
 //! What is in it after any call that returned `Ok` stays through a power cut, and a call that broke
@@ -25,14 +25,14 @@ use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
     StorageBackend, TableDefinition, TableError, WriteTransaction, backends::FileBackend,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use super::{
     machine::{self, Replica},
     raft::{Entry, LogId, SnapshotMeta, StoredMembership},
     record::{self, Position, RecordError},
+    snapshot::{self, Draft},
     store::{Kept, json},
-    writer::Stored,
 };
 use crate::{engine::cluster::State, types::NodeId};
 
@@ -78,12 +78,18 @@ pub(super) enum Meta {
     Purged = 3,
 }
 
-/// How much stands in the file beside the snapshot, and how large that is.
+/// How much stands in the file, and up to where.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Grown {
     pub entries: u64,
     pub entry_bytes: u64,
     pub snapshot_bytes: u64,
+    /// The last entry that the snapshot stands for.
+    pub snapshot: Option<LogId>,
+    /// The index that the next entry has, unless it may have any.
+    pub next: Option<u64>,
+    /// Up to where there may be entries that are purged.
+    pub purged: Option<u64>,
 }
 
 /// Why a log cannot be opened. Nothing of it is used, and the file is left for whoever looks at it.
@@ -148,14 +154,14 @@ impl LogFile {
         let mut made = Self::create(path)?;
         let meta = machine::meta(None, StoredMembership::default());
         made.held.replica.made.state = state;
-        let body = json(&made.held.replica.made);
-        let written = write(&made.database, |transaction| put_snapshot(transaction, &meta, &body));
+        let draft = Draft::new(meta, json(&made.held.replica.made).into());
+        made.held.grown.snapshot_bytes = draft.bytes();
+        let written = write(&made.database, |transaction| draft.put(transaction));
         if let Err(error) = written {
             // What cannot be removed is found and named by the next attempt.
             let _ = std::fs::remove_file(path);
             return Err(open_error(path, error));
         }
-        made.held.grown.snapshot_bytes = body.len() as u64;
         Ok(made)
     }
 
@@ -175,13 +181,14 @@ impl LogFile {
         replica.membership = StoredMembership::new(last, alone);
         (kept.purged, kept.committed) = (last, last);
         let meta = machine::meta(last, replica.membership.clone());
-        let body = json(&replica.made);
-        *grown = Grown { snapshot_bytes: body.len() as u64, ..Grown::default() };
+        let draft = Draft::new(meta, json(&replica.made).into());
+        let next = last.map(|last| last.index + 1);
+        *grown = Grown { snapshot_bytes: draft.bytes(), snapshot: last, next, ..Grown::default() };
         let written = write(&self.database, |transaction| {
             remove_entries(transaction, ..)?;
             put_meta(transaction, Meta::Purged, &json(&last))?;
             put_meta(transaction, Meta::Committed, &json(&last))?;
-            put_snapshot(transaction, &meta, &body)
+            draft.put(transaction)
         });
         written.map_err(|error| open_error(&self.path, error))
     }
@@ -212,12 +219,13 @@ impl LogFile {
             replica.applied = Some(first);
             replica.membership = StoredMembership::new(Some(first), alone);
             let meta = machine::meta(Some(first), replica.membership.clone());
-            let body = json(&replica.made);
-            grown.snapshot_bytes = body.len() as u64;
+            let draft = Draft::new(meta, json(&replica.made).into());
+            (grown.snapshot, grown.snapshot_bytes) = (Some(first), draft.bytes());
+            grown.next = Some(first.index + 1);
             write(&self.database, |transaction| {
                 own(transaction)?;
                 put_meta(transaction, Meta::Purged, &json(&first))?;
-                put_snapshot(transaction, &meta, &body)
+                draft.put(transaction)
             })
         };
         written.map_err(|error| open_error(&self.path, error))
@@ -245,7 +253,7 @@ impl LogFile {
             let database = builder().create_with_backend(backend)?;
             write(&database, |transaction| {
                 transaction.open_table(ENTRIES)?;
-                transaction.open_table(SNAPSHOT)?;
+                snapshot::create(transaction)?;
                 transaction.open_table(META)?;
                 Ok(())
             })?;
@@ -327,6 +335,18 @@ pub(super) fn remove_entries(
     Ok(())
 }
 
+/// Removes entries that are purged, up to an index but only so many; tells whether there are more.
+pub(super) fn remove_purged(
+    transaction: &WriteTransaction,
+    upto: u64,
+    most: usize,
+) -> Result<bool, redb::Error> {
+    let mut table = transaction.open_table(ENTRIES)?;
+    let last = table.range(..=upto)?.nth(most - 1).transpose()?.map(|(index, _)| index.value());
+    table.retain_in(..=last.unwrap_or(upto), |_, _| false)?;
+    Ok(last.is_some())
+}
+
 /// Puts something, as JSON, in the place of what it was.
 pub(super) fn put_meta(
     transaction: &WriteTransaction,
@@ -339,60 +359,18 @@ pub(super) fn put_meta(
     Ok(())
 }
 
-/// Puts a snapshot in the place of the one before.
-pub(super) fn put_snapshot(
-    transaction: &WriteTransaction,
-    meta: &SnapshotMeta,
-    state: &[u8],
-) -> Result<(), redb::Error> {
-    transaction.delete_table(SNAPSHOT)?;
-    let mut table = transaction.open_table(SNAPSHOT)?;
-    let parts = state.len().div_ceil(PART_BYTES) as u64;
-    let head = Head { meta: meta.clone(), parts };
-    let index = head.index();
-    table.insert(0, record::seal(Position::Head, &json(&head)).as_slice())?;
-    for (number, part) in (1..).zip(state.chunks(PART_BYTES)) {
-        table.insert(number, record::seal(Position::Part(index, number), part).as_slice())?;
-    }
-    Ok(())
-}
-
-/// Reads the snapshot; one that does not hold together is an error of the disk.
-pub(super) fn read_snapshot(database: &Database) -> Result<Option<Stored>, redb::Error> {
-    let path = Path::new("");
-    match load_snapshot(&database.begin_read()?, &Named { path }) {
-        Ok(read) => Ok(read.filter(|(meta, _)| meta.last_log_id.is_some())),
-        Err(LoadError::Storage(error)) => Err(error),
-        Err(LoadError::Refused(refused)) => Err(redb::Error::Corrupted(refused.to_string())),
-    }
-}
-
-/// The first record of a snapshot.
-#[derive(Serialize, Deserialize)]
-struct Head {
-    meta: SnapshotMeta,
-    parts: u64,
-}
-
-impl Head {
-    /// What tells its parts from those of another.
-    fn index(&self) -> u64 {
-        self.meta.last_log_id.map_or(0, |last| last.index)
-    }
-}
-
 /// Has a change made durable, whole or not at all.
-pub(super) fn write(
+pub(super) fn write<T>(
     database: &Database,
-    change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
-) -> Result<(), redb::Error> {
+    change: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+) -> Result<T, redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     // Without it a crash may bring back the commit before the last, or leave a torn one.
     transaction.set_two_phase_commit(true);
-    change(&transaction)?;
+    let changed = change(&transaction)?;
     transaction.commit()?;
-    Ok(())
+    Ok(changed)
 }
 
 fn builder() -> Builder {
@@ -405,9 +383,19 @@ fn backend(file: File, path: &Path) -> Result<FileBackend, OpenError> {
     FileBackend::new(file).map_err(|error| open_error(path, error.into()))
 }
 
-enum LoadError {
+pub(super) enum LoadError {
     Storage(redb::Error),
     Refused(OpenError),
+}
+
+impl LoadError {
+    /// What it is while the file is in use: an error of the disk.
+    pub fn into_failure(self) -> redb::Error {
+        match self {
+            Self::Storage(error) => error,
+            Self::Refused(refused) => redb::Error::Corrupted(refused.to_string()),
+        }
+    }
 }
 
 impl<E: Into<redb::Error>> From<E> for LoadError {
@@ -417,16 +405,21 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
 }
 
 /// Says what is wrong with a file of this name.
-struct Named<'a> {
+pub(super) struct Named<'a> {
     path: &'a Path,
 }
 
 impl Named<'_> {
-    fn damaged(&self, what: String) -> LoadError {
+    /// Leaves the name out.
+    pub fn nothing() -> Self {
+        Self { path: Path::new("") }
+    }
+
+    pub fn damaged(&self, what: String) -> LoadError {
         LoadError::Refused(OpenError::Damaged { path: self.path.to_owned(), what })
     }
 
-    fn open<'a>(
+    pub fn open<'a>(
         &self,
         what: &str,
         position: Position,
@@ -445,7 +438,7 @@ impl Named<'_> {
         })
     }
 
-    fn read<T: DeserializeOwned>(
+    pub fn read<T: DeserializeOwned>(
         &self,
         what: &str,
         position: Position,
@@ -461,11 +454,12 @@ impl Named<'_> {
 fn load(transaction: &ReadTransaction, path: &Path) -> Result<Held, LoadError> {
     let named = Named { path };
     let mut held = Held::default();
-    if let Some((meta, json)) = load_snapshot(transaction, &named)? {
+    if let Some((meta, json)) = snapshot::load(transaction, &named)? {
         let made = serde_json::from_slice(&json)
             .map_err(|error| named.damaged(format!("the snapshot: {error}")))?;
         let SnapshotMeta { last_log_id: applied, last_membership: membership, .. } = meta;
         held.replica = Replica { made, applied, membership };
+        held.grown.snapshot = applied;
         held.grown.snapshot_bytes = json.len() as u64;
     }
     let table = transaction.open_table(META).map_err(|error| match error {
@@ -502,7 +496,8 @@ fn load_entries(
     held: &mut Held,
 ) -> Result<(), LoadError> {
     let mut wanted = held.kept.first();
-    for record in transaction.open_table(ENTRIES)?.iter()? {
+    // Those before it are still to be removed.
+    for record in transaction.open_table(ENTRIES)?.range(wanted..)? {
         let (index, record) = record?;
         let index = index.value();
         if index != wanted {
@@ -518,6 +513,8 @@ fn load_entries(
         held.kept.entries.insert(index, (entry, record.value().len()));
         wanted += 1;
     }
+    held.grown.next =
+        (held.kept.purged.is_some() || !held.kept.entries.is_empty()).then_some(wanted);
     let committed = match held.is_alone() {
         true => Some(wanted),
         false => held.kept.committed.map(|committed| committed.index + 1),
@@ -533,36 +530,6 @@ fn load_entries(
     Ok(())
 }
 
-fn load_snapshot(
-    transaction: &ReadTransaction,
-    named: &Named<'_>,
-) -> Result<Option<Stored>, LoadError> {
-    let table = transaction.open_table(SNAPSHOT)?;
-    let mut records = table.iter()?;
-    let Some(first) = records.next().transpose()? else { return Ok(None) };
-    let what = "the snapshot's head";
-    if first.0.value() != 0 {
-        return Err(named.damaged(format!("{what} is missing")));
-    }
-    let head: Head = named.read(what, Position::Head, first.1.value())?;
-    let mut bytes = Vec::new();
-    let mut number = 0;
-    for part in records {
-        let (key, value) = part?;
-        number += 1;
-        let what = format!("part {number} of the snapshot");
-        if key.value() != number || number > head.parts {
-            return Err(named.damaged(format!("{what} is missing or too much")));
-        }
-        let position = Position::Part(head.index(), number);
-        bytes.extend_from_slice(named.open(&what, position, value.value())?);
-    }
-    if number != head.parts {
-        return Err(named.damaged(format!("part {} of the snapshot is missing", number + 1)));
-    }
-    Ok(Some((head.meta, bytes)))
-}
-
 fn open_error(path: &Path, error: redb::Error) -> OpenError {
     let path = path.to_owned();
     match error {
@@ -574,10 +541,7 @@ fn open_error(path: &Path, error: redb::Error) -> OpenError {
 }
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
-const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
 const META: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("meta");
-/// Large enough to cost few pages' headers, small enough that one is cheap to check and to keep.
-const PART_BYTES: usize = 256 << 10;
 /// Entries are written once and read at the start: the cache holds the pages of one transaction.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -585,7 +549,10 @@ const CACHE_BYTES: usize = 16 << 20;
 mod tests {
     use redb::backends::InMemoryBackend;
 
-    use super::{super::machine::Made, *};
+    use super::{
+        super::{machine::Made, snapshot::PART_BYTES},
+        *,
+    };
 
     fn refused(made: &LogFile) -> String {
         match load(&made.database.begin_read().unwrap(), &made.path) {
@@ -651,7 +618,8 @@ mod tests {
         json.resize(json.len() + 2 * PART_BYTES, b' ');
         let meta = machine::meta(None, StoredMembership::default());
         for _ in 0..2 {
-            write(&made.database, |transaction| put_snapshot(transaction, &meta, &json)).unwrap();
+            let draft = Draft::new(meta.clone(), json.clone().into());
+            write(&made.database, |transaction| draft.put(transaction)).unwrap();
         }
         match load(&made.database.begin_read().unwrap(), &made.path) {
             Ok(held) => {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use bytes::Bytes;
 use openraft::{
     AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, Snapshot,
     StorageIOError, storage::RaftStateMachine,
@@ -17,7 +18,8 @@ use super::{
         Answers, Batch, BatchId, Entry, LogId, SnapshotMeta, StorageError, StoredMembership,
         TypeConfig, proposer,
     },
-    writer::{Op, Place, Writer},
+    snapshot::{Body, Draft, Stored},
+    writer::{Ended, Op, Place, Writer},
 };
 use crate::{
     engine::cluster::{Event, State},
@@ -166,21 +168,24 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Builder { meta, made, place: self.common.place, writer: self.writer.clone() }
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Vec<u8>>, StorageError> {
-        Ok(Box::default())
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Body>, StorageError> {
+        Ok(Box::new(Body::Here(Bytes::new())))
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Box<Vec<u8>>,
+        snapshot: Box<Body>,
     ) -> Result<(), StorageError> {
-        let signature = meta.signature();
-        let read = serde_json::from_slice::<Made>(&snapshot);
-        let made = read.map_err(|error| {
-            StorageIOError::read_snapshot(Some(signature.clone()), AnyError::new(&error))
-        })?;
-        keep(&self.writer, meta, *snapshot).await?;
+        let unread = |error: &(dyn std::error::Error + 'static)| {
+            StorageIOError::read_snapshot(Some(meta.signature()), AnyError::from_dyn(error, None))
+        };
+        let snapshot = snapshot.read().await.ok_or(Ended).map_err(|error| unread(&error))?;
+        let state = snapshot.clone();
+        let read = self.common.place.run(move || serde_json::from_slice::<Made>(&state)).await;
+        let read = read.map_err(|error| unread(&error))?;
+        let made = read.map_err(|error| unread(&error))?;
+        keep(&self.writer, meta, snapshot).await?;
         let Self { common, watcher, .. } = self;
         let watcher = watcher.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Self::replica_mut(common);
@@ -191,15 +196,25 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
-        let read = self.writer.have_done(Op::ReadSnapshot).await;
-        let read = read.map_err(|error| {
-            StorageIOError::new(
-                ErrorSubject::Snapshot(None),
-                ErrorVerb::Read,
-                AnyError::new(&error),
-            )
-        })?;
-        Ok(read.map(|(meta, state)| Snapshot { meta, snapshot: Box::new(state) }))
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            let error = AnyError::from_dyn(error, None);
+            StorageIOError::new(ErrorSubject::Snapshot(None), ErrorVerb::Read, error)
+        };
+        let read = self.writer.have_done(Op::ReadSnapshot).await.map_err(|error| failed(&error))?;
+        let read = match read {
+            Ok(read) => read,
+            Err(failure) => {
+                let failed = failed(&failure);
+                self.writer.fail(failure).await;
+                return Err(failed.into());
+            }
+        };
+        Ok(read.map(|reading| {
+            let (place, writer) = (self.common.place, self.writer.clone());
+            let meta = reading.meta.clone();
+            let stored = Box::new(Stored { reading, place, writer });
+            Snapshot { meta, snapshot: Box::new(Body::Stored(stored)) }
+        }))
     }
 }
 
@@ -218,13 +233,15 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let snapshot = written.map_err(|error| {
             StorageIOError::write_snapshot(Some(self.meta.signature()), AnyError::new(&error))
         })?;
+        let snapshot = Bytes::from(snapshot);
         keep(&self.writer, &self.meta, snapshot.clone()).await?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(snapshot) })
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(Body::Here(snapshot)) })
     }
 }
 
-async fn keep(writer: &Writer, meta: &SnapshotMeta, state: Vec<u8>) -> Result<(), StorageError> {
-    let kept = writer.have_done(|done| Op::Snapshot { meta: meta.clone(), state, done }).await;
+async fn keep(writer: &Writer, meta: &SnapshotMeta, state: Bytes) -> Result<(), StorageError> {
+    let draft = Draft::new(meta.clone(), state);
+    let kept = writer.have_done(|done| Op::Snapshot { draft, done }).await;
     kept.map_err(|error| {
         StorageIOError::write_snapshot(Some(meta.signature()), AnyError::new(&error)).into()
     })

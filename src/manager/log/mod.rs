@@ -19,6 +19,7 @@ mod network;
 mod raft;
 mod record;
 mod runtime;
+mod snapshot;
 #[cfg(feature = "plant")]
 mod standing;
 mod store;
@@ -53,6 +54,7 @@ use self::{
     machine::{Machine, Replica},
     network::Network,
     raft::Raft,
+    snapshot::Body,
     store::Store,
     writer::{Op, Place, Writer, WriterThread},
 };
@@ -365,7 +367,7 @@ impl Log {
                 Err(error) => refused(&error),
             },
             Request::Snapshot(vote, meta, body) => {
-                let snapshot = Snapshot { meta, snapshot: Box::new(body) };
+                let snapshot = Snapshot { meta, snapshot: Box::new(Body::Here(body)) };
                 match raft.install_full_snapshot(vote, snapshot).await {
                     Ok(answer) => Response::Snapshot(answer),
                     Err(error) => refused(&error),

@@ -2,8 +2,10 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use openraft::{
-    EmptyNode, OptionalSend, RPCTypes, RaftNetwork, RaftNetworkFactory, Snapshot,
+    AnyError, EmptyNode, OptionalSend, RPCTypes, RaftNetwork, RaftNetworkFactory, Snapshot,
+    StorageIOError,
     error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable},
     network::RPCOption,
     raft::{
@@ -13,7 +15,10 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::raft::{Answers, Batch, SnapshotMeta, TypeConfig, Vote};
+use super::{
+    raft::{Answers, Batch, SnapshotMeta, StorageError, TypeConfig, Vote},
+    writer::Ended,
+};
 use crate::types::NodeId;
 
 /// What one member asks another.
@@ -23,8 +28,9 @@ pub enum Request {
     Append(AppendEntriesRequest<TypeConfig>),
     /// For its vote.
     Vote(VoteRequest<NodeId>),
-    /// To take a snapshot, as the file holds it, in the place of entries.
-    Snapshot(Vote, SnapshotMeta, Vec<u8>),
+    /// To take a snapshot, as the file holds it, in the place of entries; goes in parts of its own.
+    #[serde(skip)]
+    Snapshot(Vote, SnapshotMeta, Bytes),
     /// As the leader, to put a batch into the log.
     Propose(Batch),
     /// As the leader, how far the log is decided, once others have confirmed that it leads.
@@ -144,12 +150,20 @@ impl RaftNetwork<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<TypeConfig, Fatal<NodeId>>> {
-        let request = Request::Snapshot(vote, snapshot.meta, *snapshot.snapshot);
-        let called = self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl());
+        let Snapshot { meta, snapshot } = snapshot;
+        let called = async {
+            let Some(state) = snapshot.read().await else {
+                let error =
+                    StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(&Ended));
+                return Err(StorageError::from(error));
+            };
+            let request = Request::Snapshot(vote, meta, state);
+            Ok(self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl()).await)
+        };
         let called = tokio::select! {
             biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            called = called => called,
+            called = called => called?,
         };
         match called {
             Ok(Response::Snapshot(answer)) => Ok(answer),

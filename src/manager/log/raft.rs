@@ -5,7 +5,7 @@ use std::time::Duration;
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
-use super::runtime::Runtime;
+use super::{runtime::Runtime, snapshot::Body};
 use crate::{
     engine::cluster::{Command, Outcome, Refusal},
     types::{Id, NodeId, Revision},
@@ -19,7 +19,7 @@ openraft::declare_raft_types!(
         R = Answers,
         NodeId = NodeId,
         Node = EmptyNode,
-        SnapshotData = Vec<u8>,
+        SnapshotData = Body,
         AsyncRuntime = Runtime,
 );
 

@@ -159,8 +159,9 @@ impl RaftLogStorage<TypeConfig> for Store {
             kept.entries = kept.entries.split_off(&(upto.index + 1));
             kept.purged = Some(upto);
         }
-        let gone = self.writer.have_done(|done| Op::Purge { upto, done }).await;
-        gone.map_err(|error| StorageIOError::write_logs(AnyError::new(&error)).into())
+        // That they are gone nobody needs to know.
+        let sent = self.writer.send(Op::Purge(upto));
+        sent.map_err(|error| StorageIOError::write_logs(AnyError::new(&error)).into())
     }
 }
 

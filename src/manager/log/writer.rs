@@ -1,9 +1,10 @@
-//! The one writer: owns the file and does what changes it, in order. A thread, because it waits for
+//! The one writer: owns the file and does what changes it, in order, but for snapshots, which are written
+//! little by little. A thread, because it waits for
 //! the disk: what waits for it meanwhile is the next transaction; or a task, where a disk that is
 //! none takes its time as it is told. It ends when it is told to, or with the first failure; it is
 //! not aborted.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use openraft::storage::LogFlushed;
 use redb::{Database, WriteTransaction};
@@ -17,7 +18,8 @@ use tracing::{debug, error};
 use super::{
     Common, Stopped,
     file::{self, Grown, Meta},
-    raft::{LogId, SnapshotMeta, TypeConfig, Vote},
+    raft::{LogId, TypeConfig, Vote},
+    snapshot::{Draft, PART_BYTES, Reading},
     store::json,
 };
 
@@ -29,12 +31,14 @@ pub struct Snapshots {
     pub entries: u64,
     /// How many bytes.
     pub bytes: u64,
+    /// How much of one is written with one transaction, in bytes; not 0.
+    pub part: usize,
 }
 
 impl Default for Snapshots {
     /// What a start reads in some tenths of a second.
     fn default() -> Self {
-        Self { entries: 8192, bytes: 8 << 20 }
+        Self { entries: 8192, bytes: 8 << 20, part: PART_BYTES }
     }
 }
 
@@ -66,9 +70,6 @@ impl Place {
 /// Is told when something is durable; dropped if it never will be.
 pub(super) type Done<T = ()> = oneshot::Sender<T>;
 
-/// A snapshot as it stands in the file, its state as JSON.
-pub(super) type Stored = (SnapshotMeta, Vec<u8>);
-
 /// Something for the writer to do.
 pub(super) enum Op {
     /// Puts entries behind those that are there.
@@ -79,12 +80,14 @@ pub(super) enum Op {
     Committed(LogId),
     /// Removes the entries from an index on.
     Truncate { from: u64, done: Done },
-    /// Removes the entries up to one.
-    Purge { upto: LogId, done: Done },
+    /// Removes the entries up to one, as soon as there is a snapshot that stands for them.
+    Purge(LogId),
     /// Puts a snapshot in the place of an older one.
-    Snapshot { meta: SnapshotMeta, state: Vec<u8>, done: Done },
-    /// Reads the snapshot.
-    ReadSnapshot(Done<Option<Stored>>),
+    Snapshot { draft: Draft, done: Done },
+    /// Begins to read the snapshot.
+    ReadSnapshot(Done<Result<Option<Reading>, redb::Error>>),
+    /// Ends the writer as a failure of its own does.
+    Fail(redb::Error),
     /// Ends the writer.
     End,
 }
@@ -112,6 +115,13 @@ impl Writer {
         self.send(op(done))?;
         is_done.await.map_err(|_| Ended)
     }
+
+    /// Ends the writing because of a failure elsewhere, and waits until the reason is known.
+    pub async fn fail(&self, failure: redb::Error) {
+        // It may have ended before, for a reason of its own.
+        let _ = self.send(Op::Fail(failure));
+        self.ops.closed().await;
+    }
 }
 
 pub(super) struct WriterThread {
@@ -123,6 +133,12 @@ pub(super) struct WriterThread {
     due: Arc<Notify>,
     asked: bool,
     committed: Option<LogId>,
+    /// Snapshots that are being written, one after the other, and who waits for them.
+    drafts: VecDeque<(Draft, Done)>,
+    /// Up to where entries are to be removed for which only a snapshot yet to be written stands.
+    purge: Option<LogId>,
+    /// What is behind those and would leave a gap.
+    held: Vec<Op>,
     ops: mpsc::UnboundedReceiver<Op>,
     #[cfg(feature = "plant")]
     late: Vec<Op>,
@@ -146,6 +162,9 @@ impl WriterThread {
             due,
             asked: false,
             committed: None,
+            drafts: VecDeque::new(),
+            purge: None,
+            held: Vec::new(),
             ops,
             #[cfg(feature = "plant")]
             late: Vec::new(),
@@ -157,7 +176,7 @@ impl WriterThread {
     pub fn run(mut self) {
         let (mut ops, mut next) = (Vec::new(), Ok(Next::More));
         while let Ok(Next::More) = next
-            && self.ops.blocking_recv_many(&mut ops, MAX_AT_ONCE) > 0
+            && (self.take_ready(&mut ops) || self.ops.blocking_recv_many(&mut ops, MAX_AT_ONCE) > 0)
         {
             next = self.write_until_end(&mut ops);
         }
@@ -168,12 +187,97 @@ impl WriterThread {
     pub async fn run_inline(mut self, mut pace: Pace) {
         let (mut ops, mut next) = (Vec::new(), Ok(Next::More));
         while let Ok(Next::More) = next
-            && self.ops.recv_many(&mut ops, MAX_AT_ONCE).await > 0
+            && (self.take_ready(&mut ops) || self.ops.recv_many(&mut ops, MAX_AT_ONCE).await > 0)
         {
             sleep(pace()).await;
             next = self.write_until_end(&mut ops);
         }
         self.end(next);
+    }
+
+    /// If there is something to write anyway, takes what else waits, and does not wait for more.
+    fn take_ready(&mut self, ops: &mut Vec<Op>) -> bool {
+        let is_busy = !self.drafts.is_empty()
+            || self.grown.purged.is_some()
+            || self.purge.is_some_and(|upto| self.covers(upto));
+        while is_busy
+            && ops.len() < MAX_AT_ONCE
+            && let Ok(op) = self.ops.try_recv()
+        {
+            ops.push(op);
+        }
+        is_busy
+    }
+
+    /// Whether the snapshot in the file stands for an entry and all before.
+    fn covers(&self, entry: LogId) -> bool {
+        Some(entry) <= self.grown.snapshot
+    }
+
+    /// Takes out what is not written now.
+    fn sort(&mut self, ops: &mut Vec<Op>) {
+        let purge = self.purge.take().map(Op::Purge);
+        let held = std::mem::take(&mut self.held);
+        let all: Vec<Op> = purge.into_iter().chain(held).chain(ops.drain(..)).collect();
+        for op in all {
+            match &op {
+                Op::Purge(upto) if !self.covers(*upto) => self.purge = self.purge.max(Some(*upto)),
+                Op::Append { .. } | Op::Truncate { .. } if !self.has_place(&op) => {
+                    self.held.push(op);
+                }
+                _ => {
+                    self.note_next(&op);
+                    ops.push(op);
+                }
+            }
+        }
+        let is_draft = |op: &mut Op| matches!(op, Op::Snapshot { .. });
+        for op in ops.extract_if(.., is_draft) {
+            if let Op::Snapshot { draft, done } = op {
+                (self.grown.entries, self.grown.entry_bytes) = (0, 0);
+                self.drafts.push_back((draft, done));
+            }
+        }
+        // An older one than there is says nothing new.
+        while let Some((draft, _)) = self.drafts.front()
+            && draft.last() <= self.grown.snapshot
+        {
+            self.finish_draft();
+        }
+    }
+
+    /// Whether the log has no gap with it, and nothing before it waits.
+    fn has_place(&self, op: &Op) -> bool {
+        let first = match op {
+            Op::Append { entries, .. } => entries.first().map(|(index, _)| *index),
+            _ => None,
+        };
+        let goes_on = self.grown.next.zip(first).is_none_or(|(next, first)| first <= next);
+        self.held.is_empty() && goes_on
+    }
+
+    fn note_next(&mut self, op: &Op) {
+        let next = &mut self.grown.next;
+        match op {
+            Op::Append { entries, .. } => {
+                *next = entries.last().map(|(index, _)| index + 1).or(*next);
+            }
+            Op::Truncate { from, .. } => *next = Some(*from),
+            Op::Purge(upto) => *next = (*next).max(Some(upto.index + 1)),
+            _ => {}
+        }
+    }
+
+    fn finish_draft(&mut self) {
+        let Some((draft, done)) = self.drafts.pop_front() else { return };
+        self.asked = false;
+        if draft.last() > self.grown.snapshot {
+            self.grown.snapshot = draft.last();
+            self.grown.snapshot_bytes = draft.bytes();
+        }
+        debug!(bytes = draft.bytes(), "snapshot written");
+        // Whoever asked may have gone.
+        let _ = done.send(());
     }
 
     fn write_until_end(&mut self, ops: &mut Vec<Op>) -> Result<Next, redb::Error> {
@@ -201,31 +305,44 @@ impl WriterThread {
 
     /// Does what was asked in one transaction, and says so when it is durable.
     fn write(&mut self, ops: &mut Vec<Op>) -> Result<(), redb::Error> {
+        let failed = ops.iter().position(|op| matches!(op, Op::Fail(_)));
+        if let Some(Op::Fail(failure)) = failed.map(|at| ops.swap_remove(at)) {
+            return Err(failure);
+        }
         #[cfg(feature = "plant")]
         if crate::plant::acknowledges_early() {
             self.acknowledge_early(ops);
         }
+        self.sort(ops);
         for op in ops.iter() {
             if let Op::Committed(committed) = op {
                 self.committed = Some(*committed);
             }
         }
-        if ops.iter().any(Op::is_change) {
-            let Self { database, grown, committed, .. } = self;
-            file::write(database, |transaction| {
+        let is_due = !self.drafts.is_empty() || self.grown.purged.is_some();
+        if is_due || ops.iter().any(Op::is_change) {
+            let Self { database, grown, committed, drafts, snapshots, .. } = self;
+            let is_whole = file::write(database, |transaction| {
                 for op in ops.iter() {
                     put(transaction, op, grown)?;
                 }
-                let committed = committed.take();
-                committed.map_or(Ok(()), |committed| {
-                    file::put_meta(transaction, Meta::Committed, &json(&committed))
-                })
+                if let Some(committed) = committed.take() {
+                    file::put_meta(transaction, Meta::Committed, &json(&committed))?;
+                }
+                if let Some(upto) = grown.purged
+                    && !file::remove_purged(transaction, upto, MAX_AT_ONCE)?
+                {
+                    grown.purged = None;
+                }
+                let draft = drafts.front_mut();
+                draft.map_or(Ok(false), |(draft, _)| draft.put_part(transaction, snapshots.part))
             })?;
+            if is_whole {
+                self.finish_draft();
+            }
         }
-        for op in ops.drain(..) {
-            self.finish(op)?;
-        }
-        let Grown { entries, entry_bytes, snapshot_bytes } = self.grown;
+        ops.drain(..).for_each(|op| self.finish(op));
+        let Grown { entries, entry_bytes, snapshot_bytes, .. } = self.grown;
         let many = entries >= self.snapshots.entries || entry_bytes >= self.snapshots.bytes;
         if many && entry_bytes >= snapshot_bytes && !self.asked {
             self.asked = true;
@@ -235,25 +352,21 @@ impl WriterThread {
     }
 
     /// Tells that something is durable. Whoever asked may have gone.
-    fn finish(&mut self, op: Op) -> Result<(), redb::Error> {
+    fn finish(&self, op: Op) {
         match op {
             Op::Append { flushed, .. } => {
                 flushed.into_iter().for_each(|flushed| flushed.log_io_completed(Ok(())));
             }
-            Op::Vote { done, .. } | Op::Truncate { done, .. } | Op::Purge { done, .. } => {
-                let _ = done.send(());
-            }
-            Op::Snapshot { meta, state, done } => {
-                self.asked = false;
-                debug!(snapshot = %meta, bytes = state.len(), "snapshot written");
+            Op::Vote { done, .. } | Op::Truncate { done, .. } => {
                 let _ = done.send(());
             }
             Op::ReadSnapshot(done) => {
-                let _ = done.send(file::read_snapshot(&self.database)?);
+                let _ = done.send(Reading::begin(&self.database));
             }
-            Op::Committed(_) | Op::End => {}
+            Op::Purge(_) | Op::Committed(_) | Op::End => {}
+            // Taken out before.
+            Op::Snapshot { .. } | Op::Fail(_) => {}
         }
-        Ok(())
     }
 
     /// Tells everyone why there is no answer, now and later.
@@ -279,7 +392,12 @@ enum Next {
 impl Op {
     /// Whether it changes what the file holds, or can wait until something does.
     fn is_change(&self) -> bool {
-        !matches!(self, Self::Committed(_) | Self::ReadSnapshot(_) | Self::End)
+        self.is_of_log() || matches!(self, Self::Vote { .. })
+    }
+
+    /// Whether it changes which entries there are.
+    fn is_of_log(&self) -> bool {
+        matches!(self, Self::Append { .. } | Self::Truncate { .. } | Self::Purge(_))
     }
 }
 
@@ -324,15 +442,13 @@ fn put(transaction: &WriteTransaction, op: &Op, grown: &mut Grown) -> Result<(),
         }
         Op::Vote { vote, .. } => file::put_meta(transaction, Meta::Vote, &json(vote)),
         Op::Truncate { from, .. } => file::remove_entries(transaction, *from..),
-        Op::Purge { upto, .. } => {
-            file::remove_entries(transaction, ..=upto.index)?;
+        Op::Purge(upto) => {
+            grown.purged = Some(upto.index);
             file::put_meta(transaction, Meta::Purged, &json(upto))
         }
-        Op::Snapshot { meta, state, .. } => {
-            *grown = Grown { snapshot_bytes: state.len() as u64, ..Grown::default() };
-            file::put_snapshot(transaction, meta, state)
+        Op::Snapshot { .. } | Op::ReadSnapshot(_) | Op::Committed(_) | Op::Fail(_) | Op::End => {
+            Ok(())
         }
-        Op::Committed(_) | Op::ReadSnapshot(_) | Op::End => Ok(()),
     }
 }
 

@@ -113,7 +113,7 @@ impl Manager {
         let member = Member {
             manager: self.node(),
             joins: self.joins,
-            snapshots: Snapshots { entries: 24, bytes: 1 << 20 },
+            snapshots: Snapshots { entries: 24, bytes: 1 << 20, part: 1024 },
             transport: Arc::new(Way { own: self.number, bus: bus.clone() }),
             watcher: Box::new(told),
         };

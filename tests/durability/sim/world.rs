@@ -521,7 +521,8 @@ fn carried(request: Request, random: &mut Random) -> Result<Request, PartsError>
     let Request::Snapshot(vote, meta, body) = request else { return Ok(request) };
     let mut messages: Vec<Vec<u8>> = cut(vote, meta, body).collect();
     if random.below(4) == 0
-        && let [_, .., last] = messages.as_mut_slice()
+        && let [_, parts @ .., _] = messages.as_mut_slice()
+        && let Some(last) = parts.last_mut()
     {
         let at = random.below(last.len());
         last[at] ^= 1;
