@@ -11,7 +11,12 @@ use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::{
-    Shared, log::ProposeError, manager_key::ManagerKey, random, recovery::Recovery, status,
+    Shared,
+    log::{ProposeError, Stopped},
+    manager_key::ManagerKey,
+    random,
+    recovery::Recovery,
+    status,
 };
 use crate::{
     api::{
@@ -262,8 +267,11 @@ impl Control {
     /// Refuses all but managers, and waits until what is read is no older than the call, unless what is
     /// old will do.
     async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        if !request.metadata().contains_key(STALE) {
-            self.shared.log.catch_up().await.map_err(status::of_proposal)?;
+        let log = &self.shared.log;
+        let stopped = |stopped: Stopped| status::of_proposal(stopped.into());
+        match request.metadata().contains_key(STALE) {
+            true => log.check_state().map_err(stopped)?,
+            false => log.catch_up().await.map_err(status::of_proposal)?,
         }
         self.manager(request).map(drop)
     }

@@ -11,9 +11,11 @@ use openraft::{
     StorageIOError, storage::RaftStateMachine,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{
-    Common, Watch,
+    Common, Stopped, Watch,
+    checkpoint::Checkpoint,
     raft::{
         Answers, Batch, BatchId, Entry, LogId, SnapshotMeta, StorageError, StoredMembership,
         TypeConfig, proposer,
@@ -82,6 +84,10 @@ impl Replica {
             }
         };
         let Made { state, answered } = &mut self.made;
+        // A checkpoint is nobody's.
+        if commands.is_empty() {
+            return Answers(Vec::new());
+        }
         if let Some(answers) = answered.find(id) {
             return answers;
         }
@@ -101,6 +107,11 @@ impl Replica {
     }
 }
 
+/// Whether an entry only asks for the digest of the state there.
+fn is_checkpoint(entry: &Entry) -> bool {
+    matches!(&entry.payload, EntryPayload::Normal(batch) if batch.commands.is_empty())
+}
+
 /// Names a snapshot: by what made it, so that two members name the same one alike.
 pub(super) fn meta(last_log_id: Option<LogId>, last_membership: StoredMembership) -> SnapshotMeta {
     let snapshot_id = last_log_id.map_or_else(String::new, |last| last.to_string());
@@ -113,11 +124,17 @@ pub(super) struct Machine {
     writer: Writer,
     /// Only so that what is shared between threads may hold it.
     watcher: Mutex<Box<dyn Watch>>,
+    checkpoints: watch::Sender<Option<Checkpoint>>,
 }
 
 impl Machine {
-    pub fn new(common: Arc<Common>, writer: Writer, watcher: Box<dyn Watch>) -> Self {
-        Self { common, writer, watcher: Mutex::new(watcher) }
+    pub fn new(
+        common: Arc<Common>,
+        writer: Writer,
+        watcher: Box<dyn Watch>,
+        checkpoints: watch::Sender<Option<Checkpoint>>,
+    ) -> Self {
+        Self { common, writer, watcher: Mutex::new(watcher), checkpoints }
     }
 
     fn replica(&self) -> RwLockReadGuard<'_, Replica> {
@@ -142,7 +159,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let Self { common, watcher, .. } = self;
+        let Self { common, watcher, checkpoints, .. } = self;
         let watcher = watcher.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut replica = Self::replica_mut(common);
         let mut answers = Vec::new();
@@ -152,7 +169,13 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let watch = |state: &State, revision, events: &[Event]| {
                 watcher.handle_applied(state, revision, events);
             };
+            let checkpoint = is_checkpoint(&entry).then_some(entry.log_id.index);
             answers.push(replica.apply(entry, watch));
+            if let Some(entry) = checkpoint {
+                let members = replica.membership.voter_ids().collect();
+                let made = replica.made.clone();
+                checkpoints.send_replace(Some(Checkpoint { entry, made, members }));
+            }
             if let Some(before) = before {
                 let changed = replica.membership.voter_ids().chain(before).collect();
                 watcher.handle_members(&changed);
@@ -205,14 +228,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
             Ok(read) => read,
             Err(failure) => {
                 let failed = failed(&failure);
-                self.writer.fail(failure).await;
+                self.writer.stop(Stopped::by(&self.common.path, &failure)).await;
                 return Err(failed.into());
             }
         };
         Ok(read.map(|reading| {
-            let (place, writer) = (self.common.place, self.writer.clone());
+            let Common { place, path, .. } = &*self.common;
+            let (place, path, writer) = (*place, path.clone(), self.writer.clone());
             let meta = reading.meta.clone();
-            let stored = Box::new(Stored { reading, place, writer });
+            let stored = Box::new(Stored { reading, place, path, writer });
             Snapshot { meta, snapshot: Box::new(Body::Stored(stored)) }
         }))
     }

@@ -13,6 +13,7 @@
 //! writing: a later success says nothing about what the disk dropped before. Reading goes on.
 
 mod batches;
+mod checkpoint;
 mod file;
 mod machine;
 mod network;
@@ -29,7 +30,7 @@ mod writer;
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     thread::JoinHandle,
     time::Duration,
@@ -41,7 +42,7 @@ use openraft::{
     raft::AppendEntriesResponse,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task,
     time::{Instant, sleep, timeout},
 };
@@ -50,6 +51,7 @@ use tokio::{
 pub use self::standing::Standing;
 use self::{
     batches::{Author, Batches, Proposal},
+    checkpoint::{Comparer, Digests},
     file::Held,
     machine::{Machine, Replica},
     network::Network,
@@ -122,6 +124,7 @@ struct Common {
     raft: OnceLock<Raft>,
     /// When a leader last said something.
     led_at: Mutex<Option<Instant>>,
+    digests: Mutex<Digests>,
 }
 
 /// Why a log does not start.
@@ -198,9 +201,30 @@ pub enum Stopped {
         /// What the disk said.
         why: String,
     },
+    /// The state is not the one that the others have: what it says counts for nothing.
+    #[error("the log {} is stopped: the state after entry {entry} is not the one that the other managers have; start overlayd again, and if this comes again, check this machine's memory, demote this node and promote it anew", .path.display())]
+    Differs {
+        /// The log's file.
+        path: PathBuf,
+        /// The entry at which they were compared.
+        entry: u64,
+    },
     /// The manager ends.
     #[error("this manager is ending; ask again when overlayd is started")]
     Ending,
+}
+
+impl Stopped {
+    fn by(path: &Path, failure: &redb::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let (path, why) = (path.to_owned(), failure.to_string());
+        match failure {
+            redb::Error::Io(error) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
+                Self::Full { path, why }
+            }
+            _ => Self::Failed { path, why },
+        }
+    }
 }
 
 impl Log {
@@ -251,6 +275,7 @@ impl Log {
             transport: transport.clone(),
             raft,
             led_at: Mutex::default(),
+            digests: Mutex::default(),
         });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
@@ -269,7 +294,9 @@ impl Log {
             writer: writer.clone(),
             writing: Mutex::new(Some(writing)),
         };
-        let machine = Machine::new(common.clone(), writer.clone(), watcher);
+        let (checkpoints, compared) = watch::channel(None);
+        let machine = Machine::new(common.clone(), writer.clone(), watcher, checkpoints);
+        let comparer = Comparer { own: manager, common: common.clone(), writer: writer.clone() };
         let config = Arc::new(raft::config(snapshots.entries / 8));
         let network = Network { own: manager, transport: transport.clone() };
         let started = Raft::new(manager, config, network, Store::new(kept, writer), machine).await;
@@ -278,6 +305,8 @@ impl Log {
         let (raft_of_batches, proposals, named) = (raft.clone(), proposed, None);
         let batches = Batches { raft: raft_of_batches, transport, proposals, due, named };
         *locked(&log.batches) = Some(tokio::spawn(batches.run()));
+        tokio::spawn(comparer.run(compared, raft.clone()));
+        tokio::spawn(checkpoint::mark(raft.clone()));
         if alone {
             log.lead(raft).await?;
         }
@@ -378,6 +407,7 @@ impl Log {
                 Ok(Err(error)) => refused(&error),
                 Err(late) => refused(&late),
             },
+            Request::Digest(entry) => Response::Digest(locked(&self.common.digests).find(entry)),
             Request::Propose(batch) => match raft.client_write(batch).await {
                 Ok(written) => Response::Proposed(written.log_id.index, written.data),
                 Err(error) => refused(&error),
@@ -521,6 +551,17 @@ impl Log {
                 changed = metrics.changed() => changed.map_err(|_| self.stopped())?,
                 () = sleep(raft::HEARTBEAT) => {}
             }
+        }
+    }
+
+    /// Refuses a state that is known to be wrong.
+    ///
+    /// # Errors
+    /// It is not the one that the other members have.
+    pub fn check_state(&self) -> Result<(), Stopped> {
+        match self.common.stopped.get() {
+            Some(differs @ Stopped::Differs { .. }) => Err(differs.clone()),
+            _ => Ok(()),
         }
     }
 

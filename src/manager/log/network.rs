@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{
+    checkpoint::StateDigest,
     raft::{Answers, Batch, SnapshotMeta, StorageError, TypeConfig, Vote},
     writer::Ended,
 };
@@ -35,6 +36,8 @@ pub enum Request {
     Propose(Batch),
     /// As the leader, how far the log is decided, once others have confirmed that it leads.
     ReadIndex,
+    /// For the digest of its state as of a checkpoint's entry.
+    Digest(u64),
 }
 
 /// What the other one says.
@@ -50,6 +53,8 @@ pub enum Response {
     Proposed(u64, Answers),
     /// To [`Request::ReadIndex`]: the index of the last entry, if there is one.
     ReadIndex(Option<u64>),
+    /// To [`Request::Digest`]: nothing if it is not there yet, or no more.
+    Digest(Option<StateDigest>),
     /// It does not do it: it is stopped, or does not lead.
     Refused(String),
 }

@@ -6,6 +6,8 @@
 //! One is written in parts, each with whatever else is written then, so that nobody waits for all of
 //! it; the last part puts it in the place of the one before. It is read beside the writer.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
@@ -14,6 +16,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Stopped,
     file::{LoadError, Named},
     raft::{LogId, SnapshotMeta},
     record::{self, Position},
@@ -33,6 +36,7 @@ pub enum Body {
 pub struct Stored {
     pub(super) reading: Reading,
     pub(super) place: Place,
+    pub(super) path: PathBuf,
     pub(super) writer: Writer,
 }
 
@@ -43,13 +47,13 @@ impl Body {
             Self::Here(state) => return Some(state),
             Self::Stored(stored) => *stored,
         };
-        let Stored { reading, place, writer } = stored;
+        let Stored { reading, place, path, writer } = stored;
         // A reader that broke off has damaged pages before it, as at the start.
         let read = place.run(move || reading.read()).await;
         match read.unwrap_or_else(|error| Err(redb::Error::Corrupted(error.to_string()))) {
             Ok(state) => Some(state),
             Err(failure) => {
-                writer.fail(failure).await;
+                writer.stop(Stopped::by(&path, &failure)).await;
                 None
             }
         }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, OnceLock, RwLock},
+    time::Duration,
 };
 
 use openraft::{
@@ -11,17 +12,23 @@ use openraft::{
     testing::{StoreBuilder, Suite},
 };
 use redb::backends::InMemoryBackend;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
 use super::{
-    Alone, Common, LogFile, Snapshots, Watch,
+    Alone, Answering, Common, Log, LogFile, Member, NotReached, ProposeError, Request, Snapshots,
+    Stopped, Transport, Watch,
+    checkpoint::{self, StateDigest},
+    locked,
     machine::Machine,
     raft::{Entry, LogId, StorageError, StoredMembership, TypeConfig},
     store::Store,
     writer::{Op, Place, Writer, WriterThread},
 };
 use crate::{
-    engine::cluster::{Event, State},
+    engine::cluster::{Command, Event, State},
     types::{NodeId, Revision},
 };
 
@@ -63,12 +70,14 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
             transport: Arc::new(Alone),
             raft: OnceLock::new(),
             led_at: Mutex::default(),
+            digests: Mutex::default(),
         });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
         std::thread::spawn(|| thread.run());
-        let machine = Machine::new(common, writer.clone(), Box::new(Nobody));
+        let machine =
+            Machine::new(common, writer.clone(), Box::new(Nobody), watch::channel(None).0);
         Ok((Guard(writer.clone()), Store::new(held.kept, writer), machine))
     }
 }
@@ -103,4 +112,101 @@ fn whoever_may_decide_by_what_is_not_known_to_be_committed_does() {
 #[test]
 fn the_log_passes_openrafts_own_tests() {
     Suite::test_all(InMemory).unwrap();
+}
+
+/// Three logs in one process, each of which reaches the others.
+#[derive(Default)]
+struct Three([OnceLock<Arc<Log>>; 3]);
+
+/// The way to them.
+struct Way(Arc<Three>);
+
+impl Three {
+    fn log(&self, id: u64) -> &Arc<Log> {
+        self.0[id as usize - 1].get().expect("it was started")
+    }
+
+    async fn start(self: &Arc<Self>, id: u64) {
+        let file = LogFile::create_on(InMemoryBackend::new(), Path::new("log.redb")).unwrap();
+        let member = Member {
+            manager: NodeId::from(id),
+            joins: id != 1,
+            snapshots: Snapshots::default(),
+            transport: Arc::new(Way(self.clone())),
+            watcher: Box::new(Nobody),
+        };
+        let log = Arc::new(Log::start(file, member).await.unwrap());
+        assert!(self.0[id as usize - 1].set(log).is_ok());
+    }
+
+    /// Waits until a member has the digest of a checkpoint behind an entry; returns which.
+    async fn compared(&self, id: u64, after: u64) -> (u64, StateDigest) {
+        loop {
+            let newest = locked(&self.log(id).common.digests).newest();
+            if let Some(newest) = newest.filter(|(entry, _)| *entry > after) {
+                return newest;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Transport for Way {
+    fn call(&self, member: NodeId, request: Request) -> Answering<'_> {
+        Box::pin(async move {
+            let number = (1..=3).find(|number| NodeId::from(*number) == member);
+            let called = number.and_then(|number| self.0.0[number as usize - 1].get());
+            let called = called.ok_or_else(|| NotReached(format!("{member} is away")))?;
+            Ok(called.handle(request).await)
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_state_is_not_that_of_the_others_ends_and_says_so() {
+    let three = Arc::new(Three::default());
+    for id in 1..=3 {
+        three.start(id).await;
+    }
+    let members = [1, 2, 3].map(NodeId::from);
+    three.log(1).set_members(members.into()).await.unwrap();
+    // Equal states go on.
+    let (entry, digest) = three.compared(1, 0).await;
+    for id in [2, 3] {
+        while locked(&three.log(id).common.digests).find(entry) != Some(digest) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // A command that no log holds, as of a bent memory.
+    {
+        let mut replica = three.log(3).common.replica.write().unwrap();
+        let revision = replica.made.state.revision() + 1;
+        let rotate = Command::StartEpoch;
+        replica.made.state.apply(revision, rotate).unwrap();
+    }
+    let raft = three.log(1).common.raft.get().unwrap();
+    raft.client_write(checkpoint::batch()).await.unwrap();
+    let stopped = loop {
+        match three.log(3).check_state() {
+            Ok(()) => sleep(Duration::from_millis(1)).await,
+            Err(stopped) => break stopped,
+        }
+    };
+    let Stopped::Differs { entry, .. } = stopped else { panic!("{stopped}") };
+    assert_eq!(
+        stopped.to_string(),
+        format!(
+            "the log log.redb is stopped: the state after entry {entry} is not the one that the other managers have; start overlayd again, and if this comes again, check this machine's memory, demote this node and promote it anew"
+        )
+    );
+    // Nobody is told anything by it any more, and the others go on.
+    let read = three.log(3).catch_up().await;
+    assert_eq!(read, Err(ProposeError::Stopped(stopped)));
+    while three.log(3).is_current() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    for id in [1, 2] {
+        three.log(id).propose(Command::StartEpoch).await.unwrap();
+        assert_eq!(three.log(id).check_state(), Ok(()));
+    }
 }

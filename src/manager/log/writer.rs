@@ -87,7 +87,7 @@ pub(super) enum Op {
     /// Begins to read the snapshot.
     ReadSnapshot(Done<Result<Option<Reading>, redb::Error>>),
     /// Ends the writer as a failure of its own does.
-    Fail(redb::Error),
+    Stop(Stopped),
     /// Ends the writer.
     End,
 }
@@ -116,10 +116,10 @@ impl Writer {
         is_done.await.map_err(|_| Ended)
     }
 
-    /// Ends the writing because of a failure elsewhere, and waits until the reason is known.
-    pub async fn fail(&self, failure: redb::Error) {
+    /// Ends the writing for a reason from elsewhere, and waits until it is known.
+    pub async fn stop(&self, stopped: Stopped) {
         // It may have ended before, for a reason of its own.
-        let _ = self.send(Op::Fail(failure));
+        let _ = self.send(Op::Stop(stopped));
         self.ops.closed().await;
     }
 }
@@ -280,7 +280,7 @@ impl WriterThread {
         let _ = done.send(());
     }
 
-    fn write_until_end(&mut self, ops: &mut Vec<Op>) -> Result<Next, redb::Error> {
+    fn write_until_end(&mut self, ops: &mut Vec<Op>) -> Result<Next, Stopped> {
         let ends = ops.iter().position(|op| matches!(op, Op::End));
         ops.truncate(ends.unwrap_or(ops.len()));
         self.write(ops)?;
@@ -292,10 +292,13 @@ impl WriterThread {
         Ok(Next::End)
     }
 
-    fn end(self, last: Result<Next, redb::Error>) {
-        if let Err(failure) = last {
-            // Who waits for the rest hears of it after the reason is known.
-            return self.stop(failure);
+    fn end(self, last: Result<Next, Stopped>) {
+        if let Err(stopped) = last {
+            error!("{stopped}");
+            // Set once: there is one writer, and it ends here. With it go those that wait, who hear of
+            // it after the reason is known.
+            let _ = self.common.stopped.set(stopped);
+            return;
         }
         // What is durable stays so; a close that fails only makes the next start check more.
         if let Err(failure) = self.database.close() {
@@ -304,10 +307,10 @@ impl WriterThread {
     }
 
     /// Does what was asked in one transaction, and says so when it is durable.
-    fn write(&mut self, ops: &mut Vec<Op>) -> Result<(), redb::Error> {
-        let failed = ops.iter().position(|op| matches!(op, Op::Fail(_)));
-        if let Some(Op::Fail(failure)) = failed.map(|at| ops.swap_remove(at)) {
-            return Err(failure);
+    fn write(&mut self, ops: &mut Vec<Op>) -> Result<(), Stopped> {
+        let stops = ops.iter().position(|op| matches!(op, Op::Stop(_)));
+        if let Some(Op::Stop(stopped)) = stops.map(|at| ops.swap_remove(at)) {
+            return Err(stopped);
         }
         #[cfg(feature = "plant")]
         if crate::plant::acknowledges_early() {
@@ -336,7 +339,8 @@ impl WriterThread {
                 }
                 let draft = drafts.front_mut();
                 draft.map_or(Ok(false), |(draft, _)| draft.put_part(transaction, snapshots.part))
-            })?;
+            });
+            let is_whole = is_whole.map_err(|failure| Stopped::by(&self.common.path, &failure))?;
             if is_whole {
                 self.finish_draft();
             }
@@ -365,21 +369,8 @@ impl WriterThread {
             }
             Op::Purge(_) | Op::Committed(_) | Op::End => {}
             // Taken out before.
-            Op::Snapshot { .. } | Op::Fail(_) => {}
+            Op::Snapshot { .. } | Op::Stop(_) => {}
         }
-    }
-
-    /// Tells everyone why there is no answer, now and later.
-    fn stop(self, failure: redb::Error) {
-        let (path, why) = (self.common.path.clone(), failure.to_string());
-        let stopped = if is_full(&failure) {
-            Stopped::Full { path, why }
-        } else {
-            Stopped::Failed { path, why }
-        };
-        error!("{stopped}");
-        // Set once: there is one writer, and it ends here. With it go those that wait.
-        let _ = self.common.stopped.set(stopped);
     }
 }
 
@@ -446,17 +437,9 @@ fn put(transaction: &WriteTransaction, op: &Op, grown: &mut Grown) -> Result<(),
             grown.purged = Some(upto.index);
             file::put_meta(transaction, Meta::Purged, &json(upto))
         }
-        Op::Snapshot { .. } | Op::ReadSnapshot(_) | Op::Committed(_) | Op::Fail(_) | Op::End => {
+        Op::Snapshot { .. } | Op::ReadSnapshot(_) | Op::Committed(_) | Op::Stop(_) | Op::End => {
             Ok(())
         }
-    }
-}
-
-fn is_full(failure: &redb::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    match failure {
-        redb::Error::Io(error) => matches!(error.kind(), StorageFull | QuotaExceeded),
-        _ => false,
     }
 }
 
