@@ -190,6 +190,26 @@ impl Cluster {
         same.with_context(|| format!("the managers do not come to show the same: {last:#?}"))
     }
 
+    /// Waits until all managers have found, since their members last changed, that their states have the
+    /// same digest; returns it.
+    pub fn await_equal_states(&self) -> anyhow::Result<String> {
+        let all = format!(" same={0} managers={0} ", self.managers.len());
+        let newest = |manager: &usize| {
+            let log = self.lab.folder().join(node_name(*manager)).join("log");
+            let log = fs::read_to_string(log).ok()?;
+            let line = log.lines().rfind(|line| line.contains("states compared"))?;
+            line.contains(&all)
+                .then(|| line.split_once(" entry=").map(|(_, rest)| rest.to_owned()))?
+        };
+        let mut last = Vec::new();
+        let equal = wait_for(BACK_WITHIN, || {
+            last = self.managers.iter().map(newest).collect();
+            let first = last.first().cloned().flatten();
+            first.filter(|first| last.iter().all(|line| line.as_ref() == Some(first)))
+        })?;
+        equal.with_context(|| format!("the managers do not find the same digest: {last:#?}"))
+    }
+
     /// Sends a manager's daemon a signal; after SIGKILL it is gone when this returns.
     pub fn signal(&self, manager: usize, signal: Signal) -> anyhow::Result<()> {
         let daemon = self.daemons[manager];

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let longest_gap = done?;
     let (verdict, pause) = (Verdict::of(&cluster), cycles.longest_pause);
     say(format_args!(
-        "\n{rounds} cycles of roles, seed {seed}: {}, all managers show the same; longest time without a write {:.2} s; longest pause of traffic {} ms",
+        "\n{rounds} cycles of roles, seed {seed}: {}, all managers show the same and have the same digest; longest time without a write {:.2} s; longest pause of traffic {} ms",
         verdict.words(),
         longest_gap.as_secs_f64(),
         pause.as_millis()
@@ -115,6 +115,7 @@ impl Cycles {
         load.check()?;
         cluster.await_decided()?;
         cluster.await_same()?;
+        say(format_args!("equal states: entry {}", cluster.await_equal_states()?));
         for manager in &cluster.managers {
             let listed = cluster.nodes[*manager].list(&[], COMMAND)?;
             ensure!(listed.is_some(), "{} lists no networks at the end", node_name(*manager));
