@@ -18,7 +18,8 @@ use tracing::{info, warn};
 
 use super::{
     Shared,
-    reports::{Said, Streams, Told},
+    report::{Said, Told},
+    reports::Streams,
 };
 use crate::{
     api::HEARTBEAT,

@@ -19,21 +19,21 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Request, Response, Status, transport::Channel};
 use tracing::debug;
 
-use super::{Shared, liveness::WITNESSES};
+use super::{
+    Shared,
+    liveness::WITNESSES,
+    report::{Report, Said, Stream, Told},
+};
 use crate::{
     api::{
         parse_id,
         proto::{
             self, AwaitAcknowledgedRequest, AwaitAcknowledgedResponse, FindStandingRequest,
-            FindStandingResponse, LookForRequest, LookForResponse, StreamEnd, StreamReport,
-            StreamReportResponse, StreamSeen, WitnessSaid, Witnesses,
-            watching_client::WatchingClient,
+            FindStandingResponse, LookForRequest, LookForResponse, StreamReport,
+            StreamReportResponse, Witnesses, watching_client::WatchingClient,
         },
     },
-    engine::cluster::{
-        State,
-        liveness::{Closed, Heard},
-    },
+    engine::cluster::{State, liveness::Closed},
     io::clock,
     types::{Moment, NetworkId, NodeId, Revision},
 };
@@ -47,37 +47,6 @@ pub struct Streams {
     /// Those of which there is something new.
     new: BTreeSet<NodeId>,
     said: Vec<Said>,
-}
-
-/// One stream, or how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stream {
-    /// As the agent gave it.
-    pub number: u64,
-    /// The last sign of life.
-    pub heard: Moment,
-    /// How it ended, if it did.
-    pub closed: Option<Closed>,
-}
-
-/// What is told of one stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// Whose it is.
-    pub node: NodeId,
-    /// How it stands.
-    pub stream: Stream,
-}
-
-/// What a witness said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said {
-    /// Who looked.
-    pub witness: NodeId,
-    /// For whom.
-    pub node: NodeId,
-    /// What came of it.
-    pub heard: Heard,
 }
 
 impl Streams {
@@ -190,28 +159,9 @@ impl ReportTask {
         streams: Vec<Told>,
         witnesses: Vec<Said>,
     ) -> Result<(), Status> {
-        let now = clock::now();
-        let stream = |told: Told| StreamSeen {
-            node: told.node.to_bytes().to_vec(),
-            number: told.stream.number,
-            silent_ms: u64::try_from(now.since(told.stream.heard).as_millis()).unwrap_or(u64::MAX),
-            end: match told.stream.closed {
-                None => StreamEnd::Unspecified,
-                Some(Closed::ByNode) => StreamEnd::ByNode,
-                Some(Closed::ByManager) => StreamEnd::ByManager,
-            }
-            .into(),
-            acknowledged: self.shared.dispatcher.acknowledged(told.node),
-        };
-        let said = |said: Said| WitnessSaid {
-            witness: said.witness.to_bytes().to_vec(),
-            node: said.node.to_bytes().to_vec(),
-            heard: said.heard == Heard::Yes,
-        };
-        let report = StreamReport {
-            streams: streams.into_iter().map(stream).collect(),
-            said: witnesses.into_iter().map(said).collect(),
-        };
+        let acknowledged = |told: &Told| self.shared.dispatcher.acknowledged(told.node);
+        let streams = streams.into_iter().map(|told| (told, acknowledged(&told))).collect();
+        let report = Report { streams, said: witnesses }.write(clock::now());
         let told =
             self.shared.ways.watching(leader, async |mut client| client.report(report).await);
         within(ANSWERED_WITHIN, told).await.map(drop)
@@ -233,27 +183,14 @@ impl proto::watching_server::Watching for Watching {
         if !*watch.leads().borrow() {
             return Err(Status::failed_precondition("this manager does not lead"));
         }
-        let (now, report) = (clock::now(), request.into_inner());
-        for seen in report.streams {
-            let node = parse_id("node", &seen.node)?;
-            let heard = now.before(Duration::from_millis(seen.silent_ms));
-            let closed = match seen.end() {
-                StreamEnd::Unspecified => None,
-                StreamEnd::ByNode => Some(Closed::ByNode),
-                StreamEnd::ByManager => Some(Closed::ByManager),
-            };
-            let stream = Stream { number: seen.number, heard, closed };
-            watch.handle_told(via, &Told { node, stream });
-            dispatcher.handle_elsewhere(
-                node,
-                via,
-                closed.map_or(Some(seen.acknowledged), |_| None),
-            );
+        let Report { streams, said } = Report::read(request.into_inner(), clock::now())?;
+        for (told, acknowledged) in streams {
+            watch.handle_told(via, &told);
+            let acknowledged = told.stream.closed.is_none().then_some(acknowledged);
+            dispatcher.handle_elsewhere(told.node, via, acknowledged);
         }
-        for said in report.said {
-            let (witness, node) =
-                (parse_id("witness", &said.witness)?, parse_id("node", &said.node)?);
-            watch.handle_witness(witness, node, if said.heard { Heard::Yes } else { Heard::No });
+        for Said { witness, node, heard } in said {
+            watch.handle_witness(witness, node, heard);
         }
         Ok(Response::new(StreamReportResponse {}))
     }

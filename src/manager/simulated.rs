@@ -3,7 +3,6 @@
 pub use super::{
     dispatch::{Ahead, Dispatcher, Due, SessionHandle},
     manager_key::ManagerKey,
-    parts::{Parts, PartsError, cut},
     random::seeded,
     trust::Trust,
 };

@@ -13,11 +13,12 @@ mod bodies;
 type Body = fn(&[u8]);
 
 /// Each target with the function that it runs.
-const TARGETS: [(&str, Body); 4] = [
+const TARGETS: [(&str, Body); 5] = [
     ("control", bodies::control),
     ("envelope", bodies::envelope),
     ("handshake", bodies::handshake),
     ("inner", bodies::inner),
+    ("managers", bodies::managers),
 ];
 
 fn folder() -> PathBuf {

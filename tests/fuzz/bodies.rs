@@ -2,12 +2,19 @@
 //! corpus in `tests/attack` both run these.
 
 use overlay::{
+    api::proto::StreamReport,
     engine::datapath::{
         coalesce::Run,
         mss,
         offload::{self, Segmentation},
         segment::{MAX_HEADER, Segments},
     },
+    manager::{
+        log::Request,
+        parts::{self, Parts},
+        report::Report,
+    },
+    types::Moment,
     wire::{
         checksum,
         control::{self, Control},
@@ -19,6 +26,7 @@ use overlay::{
         vnet::VnetHeader,
     },
 };
+use prost::Message as _;
 
 /// Control messages: what is accepted is written back the same.
 pub fn control(data: &[u8]) {
@@ -102,5 +110,40 @@ fn cut_and_join(packet: &mut [u8], inner: &Inner, sum: Checksum, how: Segmentati
     }
     if let Some((run, mut first)) = run {
         run.finish(&mut first);
+    }
+}
+
+/// What managers say to each other: calls of the log, the parts of a snapshot, and reports of streams.
+/// What is accepted is written back the same, and a snapshot only if it is whole.
+pub fn managers(data: &[u8]) {
+    let Some((kind, body)) = data.split_first() else { return };
+    match kind % 3 {
+        0 => {
+            if let Ok(request) = serde_json::from_slice::<Request>(body) {
+                let written = serde_json::to_vec(&request).expect("a call is JSON");
+                let again: Request = serde_json::from_slice(&written).expect("it is read back");
+                assert_eq!(serde_json::to_vec(&again).expect("a call is JSON"), written);
+            }
+        }
+        1 => {
+            let mut messages = body.split(|byte| *byte == b'\n');
+            let Some(Ok(mut parts)) = messages.next().map(Parts::new) else { return };
+            let taken = messages.try_for_each(|part| parts.add(part));
+            if let (Ok(()), Ok(Request::Snapshot(vote, meta, state))) = (taken, parts.finish()) {
+                let sent: Vec<Vec<u8>> = parts::cut(vote, meta, state).collect();
+                let mut parts = Parts::new(&sent[0]).expect("a head");
+                sent[1..].iter().try_for_each(|part| parts.add(part)).expect("parts");
+                assert!(parts.finish().is_ok());
+            }
+        }
+        _ => {
+            let Ok(report) = StreamReport::decode(body) else { return };
+            // Later than anything was heard.
+            let now = Moment::from_nanos(u64::MAX / 2);
+            if let Ok(report) = Report::read(report, now) {
+                let again = Report::read(report.clone().write(now), now);
+                assert_eq!(again.map(|again| again.said).ok(), Some(report.said));
+            }
+        }
     }
 }

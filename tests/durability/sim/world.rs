@@ -11,7 +11,8 @@ use overlay::{
     engine::cluster::{Command, State},
     manager::{
         log::{Log, Request},
-        simulated::{Parts, PartsError, Trust, cut, seeded},
+        parts::{Parts, PartsError, cut},
+        simulated::{Trust, seeded},
     },
     types::{NodeId, Role},
 };
