@@ -17,6 +17,7 @@ mod node;
 mod reference;
 mod refusal;
 mod root;
+mod roster;
 mod scope;
 mod secrets;
 mod serial;
@@ -40,6 +41,7 @@ pub use self::{
     reference::resolve,
     refusal::{Kind, Refusal},
     root::{FormerRoot, RotateRoot},
+    roster::{Roster, Rosters},
     scope::Scope,
     secrets::{OlderSecret, Secrets},
     token::{CreateToken, TokenHash, TokenUse},
