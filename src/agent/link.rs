@@ -68,6 +68,17 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
 
     /// Keeps the stream open for as long as it is polled.
     pub async fn run(mut self) {
+        self.keep_open().await;
+    }
+
+    /// Returns the table as it stands.
+    pub fn table(&self) -> &Table {
+        self.replica.table()
+    }
+
+    /// The same as [`Self::run`] for whoever asks for the table afterwards; it may be dropped at any
+    /// moment, and the stream with it.
+    pub async fn keep_open(&mut self) {
         let (mut failures, mut rounds, mut sent_on) = (0, 0, 0);
         loop {
             let manager = self.managers.current();
