@@ -8,7 +8,7 @@ static PLANTED: AtomicU8 = AtomicU8::new(NONE);
 /// Plants `alloc` (a box a packet), `copy` (a copy of the payload a packet), `index` (an index
 /// that the parser of inner packets does not check), `acknowledge` (a command is acknowledged before
 /// it is durable), `vote` (a vote is not kept), `gap` (an agent takes a delta that does not go on from
-/// its table), `allocate` (what is handed out does not come of the log alone) or `snapshot` (the
+/// its table), `drop` (an agent loses one change), `allocate` (what is handed out does not come of the log alone) or `snapshot` (the
 /// checksum of a snapshot that comes from another manager is not looked at); anything else, none.
 pub fn set(defect: &str) {
     let number = match defect {
@@ -18,6 +18,7 @@ pub fn set(defect: &str) {
         "acknowledge" => ACKNOWLEDGE,
         "vote" => VOTE,
         "gap" => GAP,
+        "drop" => DROP,
         "allocate" => ALLOCATE,
         "snapshot" => SNAPSHOT,
         _ => NONE,
@@ -62,6 +63,11 @@ pub fn takes_gaps() -> bool {
     PLANTED.load(Relaxed) == GAP
 }
 
+/// Tells once that a change is lost, if that defect is planted.
+pub fn loses_a_change() -> bool {
+    PLANTED.compare_exchange(DROP, NONE, Relaxed, Relaxed).is_ok()
+}
+
 /// Tells now and then to leave a number out, if that defect is planted.
 pub fn skips_a_number() -> bool {
     static ASKED: AtomicU64 = AtomicU64::new(0);
@@ -82,3 +88,4 @@ const VOTE: u8 = 5;
 const GAP: u8 = 6;
 const ALLOCATE: u8 = 7;
 const SNAPSHOT: u8 = 8;
+const DROP: u8 = 9;

@@ -24,7 +24,8 @@ use super::{
 };
 use crate::{
     api::{
-        HEARTBEAT, HEARTBEATS, LEADER, MAX_MESSAGE_BYTES, Malformed, channel, parse_id, parse_list,
+        HEARTBEAT, HEARTBEATS, LEADER, MAX_MESSAGE_BYTES, Malformed, OPENS_WITHIN, channel,
+        parse_id, parse_list,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Resync,
             agent_message, dispatch_client::DispatchClient, manager_message,
@@ -67,6 +68,17 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
 
     /// Keeps the stream open for as long as it is polled.
     pub async fn run(mut self) {
+        self.keep_open().await;
+    }
+
+    /// Returns the table as it stands.
+    pub fn table(&self) -> &Table {
+        self.replica.table()
+    }
+
+    /// The same as [`Self::run`] for whoever asks for the table afterwards; it may be dropped at any
+    /// moment, and the stream with it.
+    pub async fn keep_open(&mut self) {
         let (mut failures, mut rounds, mut sent_on) = (0, 0, 0);
         loop {
             let manager = self.managers.current();
@@ -119,7 +131,7 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (message, messages))
         });
-        let opening = timeout(silence(HEARTBEAT), client.session(messages)).await;
+        let opening = timeout(OPENS_WITHIN, client.session(messages)).await;
         let inbound = opening.context("the manager does not answer")?;
         let inbound = inbound.map_err(|status| self.not_opened(&status))?.into_inner();
         let looking = JoinSet::new();
@@ -128,6 +140,7 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
             outbound,
             channel,
             heartbeat: HEARTBEAT,
+            patience: OPENS_WITHIN,
             parts: None,
             resync: true,
             looking,
@@ -166,6 +179,8 @@ struct Stream<'a, P> {
     channel: Channel,
     /// How often each side says something.
     heartbeat: Duration,
+    /// After how long a silence the stream is closed.
+    patience: Duration,
     /// The parts of a snapshot that came so far.
     parts: Option<Snapshot>,
     /// A snapshot is on its way; what comes before it is of no use.
@@ -201,7 +216,7 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                     next_ping = Instant::now() + self.heartbeat;
                     self.ping();
                 }
-                () = sleep_until(heard + silence(self.heartbeat)) => bail!("the manager is silent"),
+                () = sleep_until(heard + self.patience) => bail!("the manager is silent"),
             }
         }
     }
@@ -226,7 +241,7 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                 if !HEARTBEATS.contains(&heartbeat) {
                     bail!("the manager wants a heartbeat of {heartbeat:?}");
                 }
-                self.heartbeat = heartbeat;
+                (self.heartbeat, self.patience) = (heartbeat, silence(heartbeat));
                 Ok(())
             }
             manager_message::Message::Managers(managers) => {

@@ -88,16 +88,18 @@ pub async fn to_manager(
     addr: SocketAddr,
     config: Arc<ClientConfig>,
 ) -> Result<Channel, ConnectError> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s");
+    let late = |limit: Duration| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))
+    };
     let unreachable = |error| ConnectError::Unreachable { addr, error };
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await;
-    let stream = connected.map_err(|_| unreachable(late()))?.map_err(unreachable)?;
+    let stream = connected.map_err(|_| unreachable(late(CONNECT_TIMEOUT)))?.map_err(unreachable)?;
     stream.set_nodelay(true).map_err(unreachable)?;
     let name = ServerName::try_from(MANAGER_NAME)
         .map_err(|error| ConnectError::NotTrusted { addr, error: io::Error::other(error) })?;
     let handshake = TlsConnector::from(config).connect(name, stream);
-    let stream = match timeout(CONNECT_TIMEOUT, handshake).await {
-        Err(_) => return Err(unreachable(late())),
+    let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Err(_) => return Err(unreachable(late(HANDSHAKE_TIMEOUT))),
         Ok(Err(error)) => return Err(distrust(addr, error)),
         Ok(Ok(stream)) => stream,
     };
@@ -157,5 +159,8 @@ where
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than a manager to which all its nodes come back at once has one of them wait for its turn:
+/// who gives up before has cost it a handshake for nothing, and stands at the end again.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A manager ends a call after 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(11);

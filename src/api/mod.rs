@@ -71,6 +71,10 @@ pub const LEADER: &str = "overlay-leader";
 /// With a call that reads, as metadata: what the manager has will do, even if it is cut off.
 pub const STALE: &str = "overlay-stale";
 
+/// How long either side waits for what opens a stream: longer than a manager takes to which all its
+/// nodes come back at once, each of which wants its table.
+pub const OPENS_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// After how long a silence either side takes the stream as closed: three heartbeats, so that one
 /// lost to a busy machine costs nothing.
 pub fn silence(heartbeat: std::time::Duration) -> std::time::Duration {

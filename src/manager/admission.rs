@@ -168,12 +168,13 @@ fn source_of(addr: IpAddr) -> IpAddr {
 }
 
 /// What waits costs a descriptor and the kernel's buffers.
-const MAX_HELD: usize = 4096;
+const MAX_HELD: usize = 8192;
 /// Nodes of one machine, or behind one address translator, come back together.
-const MAX_HELD_OF_SOURCE: usize = 2048;
-/// A handshake needs some 50 KB; all of them together stay below 16 MB.
-const MAX_HANDSHAKES: usize = 256;
-const MAX_HANDSHAKES_OF_SOURCE: usize = 64;
+const MAX_HELD_OF_SOURCE: usize = 4096;
+/// A handshake needs some 50 KB and half a millisecond of a processor; while all of them are computed at
+/// once, an election must not time out.
+const MAX_HANDSHAKES: usize = 64;
+const MAX_HANDSHAKES_OF_SOURCE: usize = 32;
 /// Hosts that join, beside those that shake hands.
 const MAX_UNKNOWN: usize = 256;
 const MAX_UNKNOWN_OF_SOURCE: usize = 64;

@@ -3,7 +3,7 @@
 //! so memory never grows with its slowness.
 //!
 //! The log calls [`Dispatcher::handle_events`] under the state's lock, so a session always sees the
-//! state at the revision of its events. Lock order: state, then sessions.
+//! state at the revision of its events. Lock order: state, then rosters or sessions.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use super::{replication::Addresses, trust::Trust};
 use crate::{
     api::{HEARTBEAT, tls::root_digest},
     engine::{
-        cluster::{Digests, Event, Scope, State},
+        cluster::{Digests, Event, Rosters, Scope, State},
         membership::{Change, Snapshot},
     },
     types::{Digest, NetworkId, NodeId, NodeStatus, Position, Psk, Revision, Role, ScopeId},
@@ -32,6 +32,7 @@ use crate::{
 pub struct Dispatcher {
     trust: Arc<Trust>,
     sessions: Mutex<Sessions>,
+    rosters: Mutex<Rosters>,
     /// Up to when nodes have used their share of openings; of those that have used any of late.
     turns: Mutex<BTreeMap<NodeId, Instant>>,
     /// Counts acknowledgements and ends of sessions.
@@ -125,6 +126,7 @@ impl Dispatcher {
         Self {
             trust,
             sessions: Mutex::default(),
+            rosters: Mutex::default(),
             turns: Mutex::default(),
             progress: watch::Sender::new(0),
             heartbeat,
@@ -144,6 +146,7 @@ impl Dispatcher {
             self.follow_secrets(state);
         }
         let keys = self.trust.epoch_keys();
+        events.iter().for_each(|event| self.rosters().handle_event(event));
         let mut sessions = self.locked();
         sessions.position = state.position();
         for event in events {
@@ -203,6 +206,7 @@ impl Dispatcher {
 
     /// Takes a state in that was there before this dispatcher.
     pub fn adopt(&self, state: &State) {
+        self.rosters().clear();
         let mut sessions = self.locked();
         sessions.digests = Digests::new(state, &self.trust.epoch_keys());
         sessions.position = state.position();
@@ -241,11 +245,12 @@ impl Dispatcher {
         if held > position {
             return Err(Ahead { held, position });
         }
-        let scope = Scope::new(state, node);
+        let roster = |network| self.rosters().find(state, network);
+        let scope = Scope::new(state, node, roster);
         let known = held.epoch == position.epoch && held.revision > 0;
         let scopes = known.then(|| differing(digests, &self.locked().digests.of_scope(&scope)));
         // Without the sessions' lock: it takes a while, and the state is held as it is.
-        let snapshot = scope.snapshot(state, scopes, &self.keys_of(node));
+        let snapshot = scope.snapshot(state, scopes, &self.keys_of(node), roster);
         let mut sessions = self.locked();
         sessions.end(node);
         sessions.opened += 1;
@@ -327,7 +332,8 @@ impl Dispatcher {
         let scope = session.scope.clone();
         // Others need not wait for it: the state is held as it is.
         drop(sessions);
-        Some(scope.snapshot(state, scopes, &self.keys_of(handle.node)))
+        let roster = |network| self.rosters().find(state, network);
+        Some(scope.snapshot(state, scopes, &self.keys_of(handle.node), roster))
     }
 
     /// Returns what a bookmark for the agent says, if everything was sent since the last.
@@ -505,6 +511,11 @@ impl Dispatcher {
     fn follow_heartbeat(&self, state: &State) {
         let heartbeat = state.heartbeat();
         self.heartbeat.send_if_modified(|now| std::mem::replace(now, heartbeat) != heartbeat);
+    }
+
+    fn rosters(&self) -> MutexGuard<'_, Rosters> {
+        // A panic leaves at most one network out, which is gathered anew.
+        self.rosters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keys_of(&self, node: NodeId) -> impl Fn(NodeId) -> Vec<Psk> {

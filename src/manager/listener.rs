@@ -113,7 +113,7 @@ impl ListenerTask {
         let acceptor = TlsAcceptor::from(self.tls.config());
         let connections = self.connections.clone();
         handshakes.spawn(async move {
-            let Ok(Some(turn)) = timeout(HANDSHAKE_TIMEOUT, admitted.turn()).await else {
+            let Ok(Some(turn)) = timeout(TURN_TIMEOUT, admitted.turn()).await else {
                 debug!(%addr, "too many handshakes before this one");
                 return;
             };
@@ -214,6 +214,8 @@ impl AsyncWrite for Connection {
 }
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node waits for 15 s: one whose turn comes later is soon gone.
+const TURN_TIMEOUT: Duration = Duration::from_secs(13);
 /// A join is two calls; whoever has not made it by then does not mean to.
 const UNKNOWN_LIFE: Duration = Duration::from_secs(15);
 /// Between attempts while the system gives no more descriptors.

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Status, metadata::MetadataValue};
 use tracing::{info, warn};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::{
-        LEADER,
+        HEARTBEAT, LEADER,
         proto::{self, ManagerGift, RoleNews},
     },
     engine::cluster::{Command, Outcome, State},
@@ -65,6 +65,9 @@ impl MembersTask {
                     if progress.changed().await.is_err() {
                         return;
                     }
+                    // All nodes are looked at, and each acknowledgement of an agent is progress: what
+                    // comes together is looked at once.
+                    sleep(COALESCED).await;
                 }
             }
         }
@@ -124,17 +127,24 @@ impl Shared {
     /// take them, and says where that is.
     pub(super) async fn check_serves(&self) -> Result<(), Status> {
         let mut leads = self.watch.leads();
+        let mut current = self.current.subscribe();
+        let soon = SERVES_SOON.max(self.dispatcher.heartbeat().borrow().min(SERVES_LATEST));
         let serves = async {
-            self.log.await_current().await;
+            if !self.log.is_current() {
+                // Thousands may wait here, for whom one looks.
+                let known = current.wait_for(|current| *current).await;
+                known.is_ok().then_some(())?;
+            }
             if self.log.leader() == Some(self.node) {
-                return leads.wait_for(|leads| *leads).await.is_ok();
+                return leads.wait_for(|leads| *leads).await.is_ok().then_some(());
             }
             // Whoever leads is waiting for what its agents have.
-            self.log.read(|state| state.cluster().is_some() && state.is_settled())
+            let serves = |state: &State| state.cluster().is_some() && state.is_settled();
+            self.log.read(serves).then_some(())
         };
-        match timeout(SERVES_SOON, serves).await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => {
+        match timeout(soon, serves).await {
+            Ok(Some(())) => Ok(()),
+            Ok(None) | Err(_) => {
                 let leader = self.log.leader().filter(|leader| *leader != self.node);
                 Err(elsewhere(leader.and_then(|leader| self.dispatcher.addresses().find(leader))))
             }
@@ -142,11 +152,19 @@ impl Shared {
     }
 
     /// Ends the streams whenever this manager has not heard for a while what is decided: their agents
-    /// find another one that has.
+    /// find another one that has. With many nodes, whose heartbeat is longer, it is that much more
+    /// patient: while nobody leads there is no other one, and an election must not be held up by
+    /// thousands that come and are sent away.
     pub(super) async fn end_stale_streams(self: Arc<Self>) {
+        let mut current_at = Instant::now();
         loop {
             sleep(BETWEEN_LOOKS).await;
-            if !self.log.is_current() {
+            let current = self.log.is_current();
+            self.current.send_if_modified(|known| std::mem::replace(known, current) != current);
+            let heartbeat = *self.dispatcher.heartbeat().borrow();
+            if current {
+                current_at = Instant::now();
+            } else if current_at.elapsed() > heartbeat.saturating_sub(HEARTBEAT) {
                 self.dispatcher.close_all();
             }
         }
@@ -284,10 +302,14 @@ fn next(
 }
 
 /// How often a manager asks itself whether it still knows what is decided.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// Nobody notices it in the change of a role.
+const COALESCED: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 /// Longer than an election takes, shorter than an agent waits for its stream to open.
 const SERVES_SOON: Duration = Duration::from_secs(2);
+/// With many nodes, whose managers are busier.
+const SERVES_LATEST: Duration = Duration::from_secs(6);
 /// A new manager starts and hears all that was decided; one that goes takes two entries of the log.
 const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 

@@ -44,8 +44,8 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use futures_util::stream;
 use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
+    net::{TcpListener, TcpSocket},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::{JoinError, JoinHandle, JoinSet},
     time::timeout,
 };
@@ -113,6 +113,10 @@ struct Shared {
     /// To the other managers.
     ways: Arc<Ways>,
     admission: Arc<Admission>,
+    /// Turns to gather a table for an agent whose stream opens.
+    openings: Arc<Semaphore>,
+    /// Whether this manager knows what is decided.
+    current: watch::Sender<bool>,
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
     recovery: Recovery,
@@ -411,6 +415,8 @@ impl Shared {
             log,
             ways,
             admission: Arc::default(),
+            openings: Arc::new(Semaphore::new(OPENINGS)),
+            current: watch::Sender::new(false),
             sessions: Mutex::default(),
             watch: NodeWatch::new(node.id),
             recovery,
@@ -449,8 +455,13 @@ impl Shared {
 }
 
 async fn listen(addr: SocketAddr, advice: &str) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(addr).await;
-    listener.map_err(|error| anyhow!("listen on {addr}: {error}; {advice}"))
+    let listen = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| anyhow!("listen on {addr}: {error}; {advice}"))
 }
 
 /// Opens a manager's log, from which the others go first if this one goes on alone. Reading and
@@ -600,6 +611,11 @@ fn caller_of<T>(request: &Request<T>) -> Result<&Caller, Status> {
 }
 
 const LOG_FILE: &str = "log.redb";
+/// Connections that wait to be accepted, where the system lets so many: all of a manager's nodes may
+/// come back at once, and who finds no room is a second late.
+const BACKLOG: u32 = 4096;
+/// Tables gathered at once: enough for two processors, few enough for everything else to get its turn.
+const OPENINGS: usize = 2;
 /// Connections between handshake and service.
 const ACCEPTED: usize = 64;
 /// Longer than the longest wait that a call makes, which is for acknowledgements.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{
-        HEARTBEAT, parse_id,
+        HEARTBEAT, OPENS_WITHIN, parse_id,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Managers, Ping,
             Roots, agent_message, manager_message,
@@ -59,7 +59,7 @@ impl proto::dispatch_server::Dispatch for Dispatch {
         self.shared.check_serves().await?;
         let node = self.shared.member(&request)?;
         let mut inbound = request.into_inner();
-        let first = timeout(silence(HEARTBEAT), inbound.message()).await;
+        let first = timeout(OPENS_WITHIN, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let Some(agent_message::Message::Hello(hello)) = first.and_then(|first| first.message)
         else {
@@ -73,10 +73,67 @@ impl proto::dispatch_server::Dispatch for Dispatch {
             // Another manager was ahead of this one.
             self.shared.log.catch_up().await.map_err(status::of_proposal)?;
         }
-        let (handle, snapshot) = self.open(&node, &hello)?;
         let (outbound, messages) = mpsc::channel(OUTBOUND);
-        let task = SessionTask {
-            shared: self.shared.clone(),
+        let opening = Opening { shared: self.shared.clone(), node, hello, inbound, outbound };
+        match self.shared.openings.try_acquire() {
+            Ok(_turn) => self.shared.spawn(opening.open()?.run()),
+            Err(_) => self.shared.spawn(opening.run()),
+        }
+        let messages = stream::unfold(messages, async |mut messages| {
+            messages.recv().await.map(|message| (message, messages))
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+/// A stream whose agent waits for its table. Only a few tables are gathered at a time: of thousands at
+/// once each would keep the others waiting, and with them what the managers say to each other.
+struct Opening {
+    shared: Arc<Shared>,
+    node: Node,
+    hello: Hello,
+    inbound: Streaming<AgentMessage>,
+    outbound: mpsc::Sender<Result<ManagerMessage, Status>>,
+}
+
+impl Opening {
+    /// Waits for its turn, and tells the agent meanwhile that it is not forgotten; then serves it.
+    async fn run(self) {
+        let (shared, outbound) = (self.shared.clone(), self.outbound.clone());
+        let heartbeat = *shared.dispatcher.heartbeat().borrow();
+        // The agent waits by it from now on.
+        let _ = outbound.try_send(Ok(message(heartbeat_ms(heartbeat))));
+        let mut pings = ticks(heartbeat);
+        let turn = shared.openings.clone().acquire_owned();
+        tokio::pin!(turn);
+        let turn = loop {
+            tokio::select! {
+                turn = &mut turn => break turn,
+                () = outbound.closed() => return,
+                _ = pings.tick() => {
+                    let ping = message(manager_message::Message::Ping(Ping {}));
+                    let _ = outbound.try_send(Ok(ping));
+                }
+            }
+        };
+        let opened = self.open();
+        drop(turn);
+        match opened {
+            Ok(task) => {
+                // Its stream ends with it.
+                drop(outbound);
+                task.run().await;
+            }
+            Err(status) => drop(outbound.send(Err(status)).await),
+        }
+    }
+
+    /// Opens the session.
+    fn open(self) -> Result<SessionTask, Status> {
+        let (handle, snapshot) = self.take_snapshot()?;
+        let Self { shared, node, hello, inbound, outbound } = self;
+        Ok(SessionTask {
+            shared,
             node,
             handle,
             number: hello.number,
@@ -87,27 +144,20 @@ impl proto::dispatch_server::Dispatch for Dispatch {
             heartbeat_due: true,
             parts: parts(snapshot).into(),
             resync: None,
-        };
-        self.shared.spawn(task.run());
-        let messages = stream::unfold(messages, async |mut messages| {
-            messages.recv().await.map(|message| (Ok(message), messages))
-        });
-        Ok(Response::new(Box::pin(messages)))
+        })
     }
-}
 
-impl Dispatch {
     /// Opens the session of a node whose table stands where its hello says.
-    fn open(&self, node: &Node, hello: &Hello) -> Result<(SessionHandle, Snapshot), Status> {
-        let held = position(hello);
-        let digests = read_scope_digests(&hello.scopes)?;
+    fn take_snapshot(&self) -> Result<(SessionHandle, Snapshot), Status> {
+        let held = position(&self.hello);
+        let digests = read_scope_digests(&self.hello.scopes)?;
         let dispatcher = &self.shared.dispatcher;
         self.shared.log.read(|state| {
             // The node may have been removed since the call was let in.
-            if state.node(node.id).is_none() {
+            if state.node(self.node.id).is_none() {
                 return Err(Status::unauthenticated("the node was removed; join the cluster anew"));
             }
-            let opened = dispatcher.open(state, node.id, held, &digests);
+            let opened = dispatcher.open(state, self.node.id, held, &digests);
             opened.map_err(|ahead| {
                 Status::failed_precondition(format!(
                     "{ahead}; it may have been restored from an old backup: see its log"
@@ -126,7 +176,7 @@ struct SessionTask {
     number: u64,
     inbound: Streaming<AgentMessage>,
     /// Of which only this task is a sender.
-    outbound: mpsc::Sender<ManagerMessage>,
+    outbound: mpsc::Sender<Result<ManagerMessage, Status>>,
     /// How often each side says something.
     heartbeat: Duration,
     /// When the agent last said something.
@@ -212,7 +262,7 @@ impl SessionTask {
                 _ = pings.tick() => {
                     // A full stream carries data, which is heard as well.
                     let ping = message(manager_message::Message::Ping(Ping {}));
-                    let _ = self.outbound.try_send(ping);
+                    let _ = self.outbound.try_send(Ok(ping));
                 }
                 // A full stream carries data, which need not be checked yet.
                 _ = bookmarks.tick(), if !sending && self.outbound.capacity() > 0 => {
@@ -244,8 +294,7 @@ impl SessionTask {
     fn send_beside(&mut self) -> Result<bool, Ended> {
         let dispatcher = &self.shared.dispatcher;
         let beside = if std::mem::take(&mut self.heartbeat_due) {
-            let ms = u64::try_from(self.heartbeat.as_millis()).unwrap_or(u64::MAX);
-            manager_message::Message::HeartbeatMs(ms)
+            heartbeat_ms(self.heartbeat)
         } else if let Some(node) = dispatcher.take_wanted(&self.handle) {
             manager_message::Message::LookFor(node.to_bytes().to_vec())
         } else if let Some(addrs) = dispatcher.take_managers(&self.handle) {
@@ -264,7 +313,7 @@ impl SessionTask {
 
     /// Sends a message once the stream was found to have room.
     fn send(&self, what: manager_message::Message) -> Result<(), Ended> {
-        self.outbound.try_send(message(what)).map_err(|_| self.by_end())
+        self.outbound.try_send(Ok(message(what))).map_err(|_| self.by_end())
     }
 
     /// Why the connection under the stream ended.
@@ -390,7 +439,7 @@ fn merged(before: Option<BTreeSet<ScopeId>>, asked: BTreeSet<ScopeId>) -> BTreeS
 }
 
 /// Waits until then, and until the stream has room or is closed, which the next message finds.
-async fn room(outbound: &mpsc::Sender<ManagerMessage>, from: Instant) {
+async fn room(outbound: &mpsc::Sender<Result<ManagerMessage, Status>>, from: Instant) {
     sleep_until(from).await;
     drop(outbound.reserve().await);
 }
@@ -404,6 +453,11 @@ fn ticks(period: Duration) -> Interval {
 
 fn message(message: manager_message::Message) -> ManagerMessage {
     ManagerMessage { message: Some(message) }
+}
+
+fn heartbeat_ms(heartbeat: Duration) -> manager_message::Message {
+    let ms = u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX);
+    manager_message::Message::HeartbeatMs(ms)
 }
 
 fn delta(from: Position, to: Position, changes: Vec<Change>) -> Delta {

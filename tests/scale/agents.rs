@@ -1,199 +1,222 @@
-//! A process of some hundred agents.
+//! A process of some thousand agents: does what the driver says.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use anyhow::{Context as _, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use overlay::{
-    agent::{
-        certificate::Certificate,
-        join::{self, Joined},
-        link::{LinkTask, LookFor},
-        managers::Managers,
-    },
-    api::{
-        JoinToken,
-        proto::{CreateEndpointRequest, attachment_client::AttachmentClient},
-    },
-    engine::membership::Table,
-    types::Role,
+    agent::join,
+    api::{JoinToken, channel, tls},
+    types::Revision,
 };
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
-use tonic::transport::Channel;
+use rand_of::Draw;
+use tokio::{task::JoinSet, time::interval};
 
-use super::wire::{
-    self, Answer, Change, Order, Orders, PATIENCE, network_name, now_ns, say, takes_part,
+use super::{
+    agent::{Agent, Ledger},
+    layout::Layout,
+    truth::Expected,
+    wire::{self, Answer, Change, Order, Orders, What, now_ns, say},
 };
 
-/// When a table of which revision was in use.
-type Published = Arc<Mutex<Vec<(u64, u64)>>>;
-
-struct Agent {
-    number: usize,
-    joined: Joined,
-    link: Option<Link>,
+/// The agents of this process.
+struct Agents {
+    layout: Layout,
+    all: Vec<Agent>,
+    managers: Vec<SocketAddr>,
+    /// Endpoints that a change made, the oldest first: whose, on which network, and its id.
+    made: Vec<(usize, usize, Vec<u8>)>,
 }
 
-struct Link {
-    task: JoinHandle<()>,
-    connected: watch::Receiver<Option<Channel>>,
-    revision: watch::Receiver<u64>,
-    published: Published,
-}
-
-/// Does what it is told.
-pub async fn run(first: &str, count: &str, networks: &str) -> anyhow::Result<()> {
-    let (first, count, networks): (usize, usize, usize) =
-        (first.parse()?, count.parse()?, networks.parse()?);
-    let (mut orders, mut agents, mut manager) = (Orders::new(), Vec::new(), None);
+/// Does what it is told; `layout` are the numbers of agents and endpoints, and the largest network.
+pub async fn run(first: &str, count: &str, layout: [&str; 3]) -> anyhow::Result<()> {
+    let (first, count): (usize, usize) = (first.parse()?, count.parse()?);
+    let [agents, endpoints, largest] = layout.map(str::parse);
+    let layout = Layout::new(agents?, endpoints?, largest?)?;
+    let mut agents = Agents { layout, all: Vec::new(), managers: Vec::new(), made: Vec::new() };
+    let mut orders = Orders::new();
     while let Some(order) = orders.next().await? {
         let answer = match order {
-            Order::Join { addr, token } => {
-                manager = Some(addr);
-                agents = join_all(addr, &token, first, count).await?;
+            Order::Join { managers, token } => {
+                agents.join(&managers, &token, first..first + count).await?;
+                agents.managers = managers;
                 Answer::default()
             }
-            Order::Enter => {
-                let manager = manager.context("join first")?;
-                enter_all(&mut agents, manager, networks).await?;
+            Order::Enter => agents.enter().await?,
+            Order::Connect { revision } => agents.connect(revision).await?,
+            Order::Churn { a_second, for_s, seed } => agents.churn(a_second, for_s, seed).await?,
+            Order::Report { changes } => agents.report(changes).await?,
+            Order::Back { from } => {
+                let back = agents.all.iter_mut().map(|agent| agent.back(from));
+                let done_ns = join_all(back).await.into_iter().collect::<Result<_, _>>()?;
+                Answer { done_ns, ..Answer::default() }
+            }
+            Order::Plant => {
+                plant()?;
                 Answer::default()
             }
-            Order::Cold { revision } => {
-                let manager = manager.context("join first")?;
-                agents.iter_mut().for_each(|agent| agent.link = None);
-                for agent in &mut agents {
-                    agent.link = Some(Link::start(manager, &agent.joined)?);
-                }
-                for agent in &mut agents {
-                    let link = agent.link.as_mut().context("it was just started")?;
-                    let there = link.revision.wait_for(|there| *there >= revision);
-                    timeout(PATIENCE, there).await.context("a table does not come")??;
-                }
-                Answer::default()
-            }
-            Order::Report { changes } => {
-                for agent in &mut agents {
-                    agent.has_all(&changes).await?;
-                }
-                report(&agents, &changes)
-            }
-            Order::Back => {
-                for agent in &mut agents {
-                    let link = agent.link.as_mut().context("it was started")?;
-                    let back = link.connected.wait_for(Option::is_some);
-                    timeout(PATIENCE, back).await.context("an agent does not come back")??;
-                }
-                Answer::default()
-            }
+            Order::Compare { truth } => agents.compare(&truth).await?,
         };
-        say(&Answer { done_ns: now_ns(), ..answer }).await?;
+        say(&answer).await?;
     }
     Ok(())
 }
 
-async fn join_all(
-    addr: SocketAddr,
-    token: &str,
-    first: usize,
-    count: usize,
-) -> anyhow::Result<Vec<Agent>> {
-    let folders = tempfile::tempdir()?;
-    let token: JoinToken = token.parse()?;
-    let join = async |number: usize| {
-        let identity = wire::identity(&folders.path().join(number.to_string()))?;
-        let introduction = wire::introduction(&identity, &format!("a{number}"))?;
-        let joined = join::join(addr, &token, &introduction).await;
-        let joined = joined.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-        anyhow::Ok(Agent { number, joined: joined.joined, link: None })
-    };
-    // A manager takes only so many connections without a certificate from one address.
-    stream::iter(first..first + count).map(join).buffered(8).try_collect().await
-}
-
-async fn enter_all(
-    agents: &mut [Agent],
-    manager: SocketAddr,
-    networks: usize,
-) -> anyhow::Result<()> {
-    for agent in agents.iter_mut() {
-        let mut link = Link::start(manager, &agent.joined)?;
-        let connected = link.connected.wait_for(Option::is_some);
-        timeout(PATIENCE, connected).await.context("an agent does not connect")??;
-        agent.link = Some(link);
-    }
-    let enter = async |agent: &Agent| {
-        let channel = agent.link.as_ref().and_then(|link| link.connected.borrow().clone());
-        let mut client = AttachmentClient::new(channel.context("it is connected")?);
-        for network in (1..=networks).filter(|network| takes_part(agent.number, *network)) {
-            let network = network_name(network);
-            let request = CreateEndpointRequest { network, ..Default::default() };
-            let made = client.create_endpoint(request).await;
-            made.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-        }
-        anyhow::Ok(())
-    };
-    stream::iter(agents.iter()).map(enter).buffer_unordered(32).try_collect::<Vec<()>>().await?;
-    Ok(())
-}
-
-impl Agent {
-    /// Waits until the newest change of its networks is in use.
-    async fn has_all(&mut self, changes: &[Change]) -> anyhow::Result<()> {
-        let own = changes.iter().filter(|change| takes_part(self.number, change.network));
-        let newest = own.map(|change| change.revision).max().unwrap_or(0);
-        let link = self.link.as_mut().context("it was started")?;
-        let there = link.revision.wait_for(|there| *there >= newest);
-        timeout(PATIENCE, there).await.context("a change does not come")??;
+impl Agents {
+    async fn join(
+        &mut self,
+        managers: &[SocketAddr],
+        token: &str,
+        numbers: std::ops::Range<usize>,
+    ) -> anyhow::Result<()> {
+        let folders = tempfile::tempdir()?;
+        let token: JoinToken = token.parse()?;
+        let join = async |number: usize| {
+            let identity = wire::identity(&folders.path().join(number.to_string()))?;
+            let addr = "127.0.0.1:2377".parse()?;
+            let introduction = wire::introduction(&identity, &format!("a{number}"), addr)?;
+            let manager = managers[number % managers.len()];
+            let joined = join::join(manager, &token, &introduction).await;
+            let joined = joined.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+            Agent::new(&self.layout, number, joined.joined, manager)
+        };
+        // A manager takes only so many connections without a certificate from one address.
+        self.all = stream::iter(numbers).map(join).buffered(12).try_collect().await?;
         Ok(())
     }
-}
 
-impl Link {
-    fn start(manager: SocketAddr, joined: &Joined) -> anyhow::Result<Self> {
-        let certificate = Arc::new(Certificate::new(joined.credentials.clone())?);
-        let (channels, connected) = watch::channel(None);
-        let (revisions, revision) = watch::channel(0);
-        let published = Published::default();
-        let publish = {
-            let published = published.clone();
-            move |table: &Table| {
-                let mut published = published.lock().unwrap_or_else(PoisonError::into_inner);
-                published.push((table.revision, now_ns()));
-                revisions.send_replace(table.revision);
+    async fn enter(&mut self) -> anyhow::Result<Answer> {
+        let enter = async |agent: &Agent| {
+            let config = Arc::new(tls::member_config(&agent.joined.credentials)?);
+            let channel = channel::to_manager(agent.manager, config).await?;
+            for network in self.layout.endpoints_of(agent.number) {
+                agent.create(channel.clone(), network).await?;
             }
+            anyhow::Ok(())
         };
-        let look_for: LookFor = Arc::new(|_, _| Box::pin(async { true }));
-        let table = Table::empty(joined.node.id);
-        let managers = Arc::new(Managers::new(manager, Vec::new(), Role::Worker));
-        let link = LinkTask::new(managers, certificate, table, publish, look_for, channels);
-        Ok(Self { task: tokio::spawn(link.run()), connected, revision, published })
+        let entering = stream::iter(self.all.iter()).map(enter);
+        entering.buffer_unordered(64).try_collect::<Vec<()>>().await?;
+        Ok(Answer::default())
     }
-}
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.task.abort();
+    async fn connect(&mut self, revision: Revision) -> anyhow::Result<Answer> {
+        let endpoints = self.layout.endpoints_on();
+        for agent in &mut self.all {
+            agent.expect(agent.networks.iter().map(|network| endpoints[*network]).sum());
+            agent.start(&self.managers)?;
+        }
+        let there = self.all.iter_mut().map(|agent| agent.has(revision));
+        let done_ns = join_all(there).await.into_iter().collect::<Result<_, _>>()?;
+        Ok(Answer { done_ns, ..Answer::default() })
     }
-}
 
-/// Counts how long after it was asked for a change was in use at each agent of its network.
-fn report(agents: &[Agent], changes: &[Change]) -> Answer {
-    let mut answer = Answer { by_ms: vec![0; 10_000], ..Answer::default() };
-    for agent in agents {
-        let Some(link) = &agent.link else { continue };
-        let published = link.published.lock().unwrap_or_else(PoisonError::into_inner);
-        for change in changes.iter().filter(|change| takes_part(agent.number, change.network)) {
-            match published.iter().find(|(revision, _)| *revision >= change.revision) {
-                Some((_, at)) => {
-                    let ms = at.saturating_sub(change.asked_ns) / 1_000_000;
-                    answer.by_ms[(ms as usize).min(9_999)] += 1;
-                }
-                None => answer.missed += 1,
+    /// Makes changes at a steady pace: endpoints come, and after a while the oldest of them go.
+    async fn churn(&mut self, a_second: u64, for_s: u64, seed: u64) -> anyhow::Result<Answer> {
+        ensure!(!self.all.is_empty(), "join first");
+        let mut pace = interval(Duration::from_nanos(1_000_000_000 / a_second));
+        let (mut draw, mut under_way, mut changes) = (Draw(seed), JoinSet::new(), Vec::new());
+        for number in 0..a_second * for_s {
+            pace.tick().await;
+            while let Some(done) = under_way.try_join_next() {
+                self.note(done?, &mut changes);
             }
+            let oldest = (self.made.len() >= LIVE && number % 2 == 1).then(|| self.made.remove(0));
+            let (place, network, gone) = match oldest {
+                Some((place, network, endpoint)) => (place, network, Some(endpoint)),
+                None => {
+                    // As often as a network has endpoints.
+                    let place = draw.below(self.all.len());
+                    let endpoints = self.layout.endpoints_of(self.all[place].number);
+                    (place, endpoints[draw.below(endpoints.len())], None)
+                }
+            };
+            let agent = self.all[place].caller();
+            under_way.spawn(async move {
+                let asked_ns = now_ns();
+                let (what, made) = match gone {
+                    Some(endpoint) => (agent.remove(endpoint).await, None),
+                    None => agent.create(network).await,
+                };
+                let answered_ns = now_ns();
+                (Change { network, what, asked_ns, answered_ns }, made.map(|made| (place, made)))
+            });
+        }
+        while let Some(done) = under_way.join_next().await {
+            self.note(done?, &mut changes);
+        }
+        Ok(Answer { changes, ..Answer::default() })
+    }
+
+    fn note(
+        &mut self,
+        (change, made): (Change, Option<(usize, Vec<u8>)>),
+        changes: &mut Vec<Change>,
+    ) {
+        self.made.extend(made.map(|(place, endpoint)| (place, change.network, endpoint)));
+        changes.push(change);
+    }
+
+    async fn report(&mut self, mut changes: Vec<Change>) -> anyhow::Result<Answer> {
+        changes.sort_by_key(|change| change.what.revision());
+        let ledger = Ledger::new(&changes);
+        let mut answer = Answer { by_ms: vec![0; 60_000], ..Answer::default() };
+        for agent in &mut self.all {
+            let newest = agent.networks.iter().filter_map(|network| ledger.newest(*network)).max();
+            if let Some(newest) = newest {
+                agent.has(newest).await?;
+            }
+            agent.report(&ledger, &mut answer);
+        }
+        Ok(answer)
+    }
+
+    async fn compare(&mut self, truth: &Path) -> anyhow::Result<Answer> {
+        let truth = std::fs::read(truth).context("read what the manager has")?;
+        let expected = Expected::new(serde_json::from_slice(&truth)?)?;
+        let mut answer = Answer::default();
+        for agent in &mut self.all {
+            let Some(table) = agent.stop().await? else { continue };
+            expected.compare(&self.layout, agent.number, table, &mut answer.faults)?;
+            answer.tables += 1;
+        }
+        Ok(answer)
+    }
+}
+
+impl What {
+    /// When it was, for those that were answered.
+    pub fn revision(self) -> Revision {
+        match self {
+            Self::Created(revision) | Self::Removed(revision) => revision,
+            Self::Unknown => 0,
         }
     }
-    answer
 }
+
+#[cfg(feature = "plant")]
+fn plant() -> anyhow::Result<()> {
+    overlay::plant::set("drop");
+    Ok(())
+}
+
+#[cfg(not(feature = "plant"))]
+fn plant() -> anyhow::Result<()> {
+    anyhow::bail!("this is built without the feature 'plant'")
+}
+
+mod rand_of {
+    /// Numbers that follow from a seed (SplitMix64).
+    pub struct Draw(pub u64);
+
+    impl Draw {
+        pub fn below(&mut self, end: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((mixed ^ (mixed >> 31)) % end as u64) as usize
+        }
+    }
+}
+
+/// Endpoints of a process that changes made and did not end yet.
+const LIVE: usize = 50;

@@ -1,252 +1,253 @@
-//! The driver: starts the processes, makes the changes, and prints the figures.
+//! The driver: starts the processes, makes what is to be measured happen, prints the figures, and
+//! judges them.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, ensure};
-use overlay::{
-    agent::join,
-    api::{
-        JoinToken, channel,
-        proto::{
-            CreateEndpointRequest, CreateNetworkRequest, RemoveEndpointRequest,
-            attachment_client::AttachmentClient, control_client::ControlClient,
-        },
-        tls,
-    },
+use anyhow::{Context as _, bail, ensure};
+use overlay::api::proto::Role;
+use tokio::time::sleep;
+
+use super::{
+    cluster::Cluster,
+    figures::{Delays, Verdict, at, seconds, since},
+    layout::Layout,
+    process::{Process, hear, tell},
+    wire::{Answer, Change, Faults, Order, What, now_ns},
 };
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
-    time::{MissedTickBehavior, interval},
-};
-use tonic::{Status, transport::Channel};
 
-use super::wire::{self, Answer, Change, Order, Serving, network_name, now_ns};
-
-/// Agents of one process: each has a connection, and a process has a limit of descriptors.
-const PER_PROCESS: usize = 500;
-/// Changes a second, and for how long.
-const RATES: [(u64, u64); 3] = [(1, 10), (20, 15), (100, 10)];
-
-/// Runs all of it.
-pub async fn run(agents: &str, networks: &str) -> anyhow::Result<()> {
-    let (agents, networks): (usize, usize) = (agents.parse()?, networks.parse()?);
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().display().to_string();
-    let mut manager = Process::start(&["manager", &path])?;
-    let serving: Serving = manager.hear().await?;
-    let control = channel(&serving, &serving.credentials()).await?;
-    for network in 1..=networks {
-        let request = CreateNetworkRequest { name: network_name(network), ..Default::default() };
-        let made = ControlClient::new(control.clone()).create_network(request).await;
-        made.map_err(message)?;
-    }
-    let mut all = Vec::new();
-    for first in (1..=agents).step_by(PER_PROCESS) {
-        let count = PER_PROCESS.min(agents + 1 - first);
-        let words = [first.to_string(), count.to_string(), networks.to_string()];
-        all.push(Process::start(&["agents", &words[0], &words[1], &words[2]])?);
-    }
-    let begun = now_ns();
-    let token = serving.token.clone();
-    tell(&mut all, &Order::Join { addr: serving.addr, token }).await?;
-    println!("{agents} agents joined in {:.1} s", since(begun));
-    let begun = now_ns();
-    tell(&mut all, &Order::Enter).await?;
-    let endpoints: usize = (1..=networks).map(|network| agents / network).sum();
-    println!("{endpoints} endpoints on {networks} networks made in {:.1} s", since(begun));
-
-    let changer = Changer::join(&serving).await?;
-    let newest = changer.change(1).await?.revision;
-    let begun = now_ns();
-    let done = tell(&mut all, &Order::Cold { revision: newest }).await?;
-    println!("cold start of all, whole tables: {:.2} s", seconds(done - begun));
-
-    for (rate, for_s) in RATES {
-        rate_of(&changer, &manager, &mut all, networks, rate, for_s).await?;
-    }
-
-    manager.kill().await?;
-    let begun = now_ns();
-    let mut manager = Process::start(&["manager", &path])?;
-    let _: Serving = manager.hear().await?;
-    let serving_again = seconds(now_ns() - begun);
-    let done = tell(&mut all, &Order::Back).await?;
-    println!(
-        "manager killed: serves again after {serving_again:.2} s, all agents back after {:.2} s",
-        seconds(done - begun)
-    );
-    println!("manager: peak RSS {:.0} MB", manager.peak_mb()?);
-    Ok(())
+/// What is run.
+pub struct Run {
+    pub managers: usize,
+    pub layout: [String; 3],
+    pub churn_s: u64,
+    /// One agent loses one change, and that must be found.
+    pub plant: bool,
 }
 
-/// Makes so many changes a second, and prints what they cost.
-async fn rate_of(
-    changer: &Changer,
-    manager: &Process,
-    all: &mut [Process],
-    networks: usize,
-    rate: u64,
-    for_s: u64,
-) -> anyhow::Result<()> {
-    let (cpu, bytes, begun) = (manager.cpu_s()?, loopback_bytes()?, now_ns());
-    let mut pace = interval(Duration::from_nanos(1_000_000_000 / rate));
-    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut changes = Vec::new();
-    for number in 0..rate * for_s {
-        pace.tick().await;
-        // Large networks change as often as small ones.
-        let network = 1 + (number as usize * 7919) % networks;
-        changes.push(changer.change(network).await?);
-    }
-    let (cpu, bytes, took) =
-        (manager.cpu_s()? - cpu, loopback_bytes()? - bytes, seconds(now_ns() - begun));
-    let mut by_ms = vec![0; 10_000];
-    let mut missed = 0;
-    for process in all.iter_mut() {
-        let answer = process.ask(&Order::Report { changes: changes.clone() }).await?;
-        by_ms.iter_mut().zip(&answer.by_ms).for_each(|(sum, more)| *sum += more);
-        missed += answer.missed;
-    }
-    let count: u64 = by_ms.iter().sum();
-    ensure!(missed == 0, "{missed} changes were not seen");
-    let at = |share: f64| {
-        let mut left = (count as f64 * share) as u64;
-        by_ms.iter().position(|here| {
-            let found = *here > left;
-            left = left.saturating_sub(*here);
-            found
-        })
-    };
-    println!(
-        "{rate:>3} changes/s for {took:.0} s: {count} tables; asked to in use p50 {} ms, p99 {} ms, max {} ms; {:.0} bytes a change and agent; manager {:.0} % of a core",
-        at(0.5).unwrap_or(9_999),
-        at(0.99).unwrap_or(9_999),
-        by_ms.iter().rposition(|here| *here > 0).unwrap_or(0),
-        bytes as f64 / count as f64,
-        cpu / took * 100.0
-    );
-    Ok(())
+/// A cluster, and its agents.
+struct Stage {
+    layout: Layout,
+    cluster: Cluster,
+    agents: Vec<Process>,
+    verdict: Verdict,
+    /// What must not be with any agent's table.
+    faults: Faults,
+    tables: u64,
 }
 
-/// A node whose endpoints come and go.
-struct Changer {
-    channel: Channel,
-}
-
-impl Changer {
-    async fn join(serving: &Serving) -> anyhow::Result<Self> {
+impl Run {
+    pub async fn run(&self) -> anyhow::Result<()> {
         let folder = tempfile::tempdir()?;
-        let identity = wire::identity(folder.path())?;
-        let introduction = wire::introduction(&identity, "changer")?;
-        let token: JoinToken = serving.token.parse()?;
-        let joined = join::join(serving.addr, &token, &introduction).await.map_err(message)?;
-        Ok(Self { channel: channel(serving, &joined.joined.credentials).await? })
+        let mut stage = self.set_up(folder.path()).await?;
+        stage.cold_start().await?;
+        stage.changes(self.churn_s, self.plant).await?;
+        if self.managers >= 3 && !self.plant {
+            stage.lose_leader().await?;
+        }
+        stage.compare(folder.path()).await?;
+        let peaks = stage.cluster.peaks_mb()?;
+        let largest = peaks.iter().copied().fold(0.0, f64::max);
+        let peaks: Vec<String> = peaks.iter().map(|peak| format!("{peak:.0}")).collect();
+        let line = format!("managers' peak RSS {} MB", peaks.join(", "));
+        stage.verdict.judge(line, largest <= PEAK_MB, "at most 1500 MB each");
+        match self.plant {
+            false => stage.verdict.end(),
+            true if stage.faults.count == 0 => bail!("the planted defect is not found"),
+            true => {
+                println!("the planted defect was found");
+                Ok(())
+            }
+        }
     }
 
-    /// Makes an endpoint on a network and takes it away; returns the first of both.
-    async fn change(&self, network: usize) -> anyhow::Result<Change> {
-        let mut client = AttachmentClient::new(self.channel.clone());
-        let asked_ns = now_ns();
-        let request =
-            CreateEndpointRequest { network: network_name(network), ..Default::default() };
-        let made = client.create_endpoint(request).await.map_err(message)?.into_inner();
-        let endpoint = made.endpoint.context("an endpoint was made")?.id;
-        client.remove_endpoint(RemoveEndpointRequest { endpoint }).await.map_err(message)?;
-        Ok(Change { network, revision: made.revision, asked_ns })
-    }
-}
-
-async fn channel(serving: &Serving, credentials: &tls::Credentials) -> anyhow::Result<Channel> {
-    let config = Arc::new(tls::member_config(credentials)?);
-    Ok(channel::to_manager(serving.addr, config).await?)
-}
-
-fn message(status: Status) -> anyhow::Error {
-    anyhow::anyhow!("{}", status.message())
-}
-
-/// Tells all processes the same, and waits for all; returns when the last was done.
-async fn tell(all: &mut [Process], order: &Order) -> anyhow::Result<u64> {
-    for process in all.iter_mut() {
-        process.say(order).await?;
-    }
-    let mut done = 0;
-    for process in all {
-        done = done.max(process.hear::<Answer>().await?.done_ns);
-    }
-    Ok(done)
-}
-
-/// One of the other processes; it ends with this value.
-struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Process {
-    fn start(words: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn()?;
-        let stdin = child.stdin.take().context("it has an input")?;
-        let stdout = child.stdout.take().context("it has an output")?;
-        Ok(Self { child, stdin, lines: BufReader::new(stdout).lines() })
-    }
-
-    async fn say(&mut self, order: &Order) -> anyhow::Result<()> {
-        let mut line = serde_json::to_vec(order)?;
-        line.push(b'\n');
-        Ok(self.stdin.write_all(&line).await?)
-    }
-
-    async fn hear<T: serde::de::DeserializeOwned>(&mut self) -> anyhow::Result<T> {
-        let line = self.lines.next_line().await?.context("a process ended")?;
-        Ok(serde_json::from_str(&line)?)
-    }
-
-    async fn ask(&mut self, order: &Order) -> anyhow::Result<Answer> {
-        self.say(order).await?;
-        self.hear().await
-    }
-
-    async fn kill(&mut self) -> anyhow::Result<()> {
-        Ok(self.child.kill().await?)
-    }
-
-    /// Processor time used so far, user and system.
-    fn cpu_s(&self) -> anyhow::Result<f64> {
-        let pid = self.child.id().context("it runs")?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<&str> =
-            stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-        // Fields 14 and 15 of proc(5), in hundredths of a second.
-        Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
-    }
-
-    fn peak_mb(&self) -> anyhow::Result<f64> {
-        let pid = self.child.id().context("it runs")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kb: f64 = peak.context("VmHWM")?.trim().trim_end_matches(" kB").parse()?;
-        Ok(kb / 1024.0)
+    /// Makes the cluster, its nodes, networks and endpoints; nobody has a stream yet.
+    async fn set_up(&self, folder: &Path) -> anyhow::Result<Stage> {
+        let [agents, endpoints, largest] = &self.layout;
+        let layout = Layout::new(agents.parse()?, endpoints.parse()?, largest.parse()?)?;
+        let begun = now_ns();
+        let cluster = Cluster::found(folder, self.managers).await?;
+        cluster.create_networks(&layout).await?;
+        println!(
+            "{} managers, {} networks, the largest of {} agents, made in {:.1} s",
+            self.managers,
+            layout.networks(),
+            layout.size(0),
+            since(begun)
+        );
+        let mut all = Vec::new();
+        let each = layout.agents.div_ceil(PROCESSES);
+        for first in (0..layout.agents).step_by(each) {
+            let (count, first) = (each.min(layout.agents - first).to_string(), first.to_string());
+            all.push(Process::start(&["agents", &first, &count, agents, endpoints, largest])?);
+        }
+        let begun = now_ns();
+        let (managers, token) = (cluster.addrs(), cluster.token(Role::Worker).await?);
+        tell(&mut all, &Order::Join { managers, token }).await?;
+        println!("{agents} agents joined in {:.1} s", since(begun));
+        let begun = now_ns();
+        tell(&mut all, &Order::Enter).await?;
+        let took = since(begun);
+        let known: usize = (0..layout.agents).map(|agent| layout.peers_of(agent).len()).sum();
+        let on = layout.endpoints_on();
+        let told: usize = (0..layout.networks()).map(|one| on[one] * layout.size(one)).sum();
+        println!(
+            "{endpoints} endpoints made in {took:.1} s; an agent's table has {} peers and {} endpoints on average",
+            known / layout.agents,
+            told / layout.agents
+        );
+        let (verdict, faults) = (Verdict::default(), Faults::default());
+        Ok(Stage { layout, cluster, agents: all, verdict, faults, tables: 0 })
     }
 }
 
-/// All bytes that crossed the loopback, with their headers.
-fn loopback_bytes() -> anyhow::Result<u64> {
-    let devices = std::fs::read_to_string("/proc/net/dev")?;
-    let line = devices.lines().find_map(|line| line.trim().strip_prefix("lo:"));
-    let bytes = line.and_then(|line| line.split_whitespace().next());
-    Ok(bytes.context("the loopback counts")?.parse()?)
+impl Stage {
+    async fn cold_start(&mut self) -> anyhow::Result<()> {
+        let before = self.cluster.peaks_mb()?;
+        self.cluster.stop().await?;
+        let begun = now_ns();
+        self.cluster.start().await?;
+        let serving = since(begun);
+        let cpu = self.cluster.cpu_s()?;
+        let agents_cpu = self.agents_cpu_s()?;
+        let answer = tell(&mut self.agents, &Order::Connect { revision: 1 }).await?;
+        let mut took: Vec<u64> = answer.done_ns.iter().map(|done| done - begun).collect();
+        took.sort_unstable();
+        let last = seconds(took[took.len() - 1]);
+        let line = format!(
+            "cold start of {} agents: managers decide after {serving:.1} s; half have their tables after {:.1} s, 99 of 100 after {:.1} s, all after {last:.1} s",
+            took.len(),
+            seconds(at(&took, 0.5)),
+            seconds(at(&took, 0.99))
+        );
+        self.verdict.judge(line, last <= COLD_START_S, "at most 60 s");
+        let used = |before: Vec<f64>, after: Vec<f64>| -> f64 {
+            after.iter().sum::<f64>() - before.iter().sum::<f64>()
+        };
+        println!(
+            "  processor time: managers {:.1} s, agents {:.1} s; managers' peak RSS while setting up {before:.0?} MB",
+            used(cpu, self.cluster.cpu_s()?),
+            used(agents_cpu, self.agents_cpu_s()?)
+        );
+        let nodes = self.layout.agents + self.cluster.alive().len();
+        let ready = self.cluster.await_ready(0, nodes).await?;
+        println!("  all nodes are noted as ready {ready:.1} s later");
+        Ok(())
+    }
+
+    async fn changes(&mut self, for_s: u64, plant: bool) -> anyhow::Result<()> {
+        // Until what was put off for the start is over.
+        sleep(QUIET).await;
+        if plant {
+            self.agents[0].say(&Order::Plant).await?;
+            let _: Answer = self.agents[0].hear().await?;
+        }
+        let (cpu, agents_cpu, begun) = (self.cluster.cpu_s()?, self.agents_cpu_s()?, now_ns());
+        let changes = self.churn(for_s).await?;
+        let took = since(begun);
+        let share = |before: &[f64], after: &[f64]| -> Vec<String> {
+            let used = after.iter().zip(before).map(|(after, before)| (after - before) / took);
+            used.map(|share| format!("{:.0} %", share * 100.0)).collect()
+        };
+        let managers = share(&cpu, &self.cluster.cpu_s()?);
+        let agents = share(&agents_cpu, &self.agents_cpu_s()?);
+        let unknown = changes.iter().filter(|change| change.what == What::Unknown).count();
+        ensure!(unknown == 0, "{unknown} changes were not answered");
+        let answered = Delays::of_answers(&changes);
+        let delays = self.report(changes).await?;
+        let line = format!(
+            "{CHANGES_A_SECOND} changes/s for {took:.0} s, from asked to in use at each of the agents concerned: {delays}"
+        );
+        let (p50, p99) = (delays.percentile(0.5), delays.percentile(0.99));
+        self.verdict.judge(line, p50 <= P50_MS && p99 <= P99_MS, "p50 at most 200 ms, p99 1000 ms");
+        println!(
+            "  answered: {answered}; of a processor: managers {}, agents {}",
+            managers.join(", "),
+            agents.join(", ")
+        );
+        Ok(())
+    }
+
+    async fn lose_leader(&mut self) -> anyhow::Result<()> {
+        let leader = self.cluster.await_leader(&[]).await?;
+        let begun = now_ns();
+        let from = self.cluster.kill(leader).await?;
+        for process in &mut self.agents {
+            process.say(&Order::Back { from }).await?;
+        }
+        let next = self.cluster.await_leader(&[leader]).await?;
+        let leads = since(begun);
+        let answer = hear(&mut self.agents).await?;
+        let mut took: Vec<u64> =
+            answer.done_ns.iter().map(|done| done.saturating_sub(begun)).collect();
+        took.sort_unstable();
+        let back = seconds(took[took.len() - 1]).max(leads);
+        // What changes now must come to all, which shows that the tables are current.
+        let changes = self.churn(AFTERWARDS_S).await?;
+        let delays = self.report(changes).await?;
+        let line = format!(
+            "leader killed: m{next} leads after {leads:.1} s, 90 of 100 agents have a stream to a living manager and its table after {:.1} s, and all this after {back:.1} s",
+            seconds(at(&took, 0.9)),
+        );
+        self.verdict.judge(line, back <= BACK_S, "at most 30 s");
+        println!("  changes afterwards: {delays}");
+        Ok(())
+    }
+
+    /// Makes changes in all processes together; returns them.
+    async fn churn(&mut self, for_s: u64) -> anyhow::Result<Vec<Change>> {
+        let count = self.agents.len() as u64;
+        let a_second = CHANGES_A_SECOND / count;
+        for (number, process) in (1u64..).zip(&mut self.agents) {
+            process.say(&Order::Churn { a_second, for_s, seed: number }).await?;
+            // So that they take turns.
+            sleep(Duration::from_secs(1) / (CHANGES_A_SECOND as u32)).await;
+        }
+        Ok(hear(&mut self.agents).await?.changes)
+    }
+
+    async fn report(&mut self, changes: Vec<Change>) -> anyhow::Result<Delays> {
+        let answer = tell(&mut self.agents, &Order::Report { changes }).await?;
+        self.tables += answer.tables;
+        self.faults.extend(answer.faults);
+        Ok(Delays(answer.by_ms))
+    }
+
+    /// Compares every agent's table with the leader's state, and the managers with each other.
+    async fn compare(&mut self, folder: &Path) -> anyhow::Result<()> {
+        let leader = self.cluster.await_leader(&[]).await?;
+        let truth = serde_json::to_vec(&self.cluster.truth(leader).await?)?;
+        let mut same = true;
+        for manager in self.cluster.alive() {
+            same &= serde_json::to_vec(&self.cluster.truth(manager).await?)? == truth;
+        }
+        let path = folder.join("truth.json");
+        std::fs::write(&path, truth).context("write what the leader has")?;
+        let answer = tell(&mut self.agents, &Order::Compare { truth: path }).await?;
+        let compared = answer.tables;
+        self.faults.extend(answer.faults);
+        let line = format!(
+            "{} tables that came into use looked at, none of which may be older than the one before or lack a change; at the end {compared} compared with the leader's state, digest by digest: {} differences",
+            self.tables, self.faults.count
+        );
+        let right = self.faults.count == 0 && compared == self.layout.agents as u64;
+        self.verdict.judge(line, right, "all, and no difference");
+        self.faults.sentences.iter().for_each(|fault| println!("  {fault}"));
+        self.verdict.judge("the managers have the same state".to_owned(), same, "so it must be");
+        Ok(())
+    }
+
+    fn agents_cpu_s(&self) -> anyhow::Result<Vec<f64>> {
+        self.agents.iter().map(Process::cpu_s).collect()
+    }
 }
 
-fn since(begun: u64) -> f64 {
-    seconds(now_ns() - begun)
-}
-
-fn seconds(ns: u64) -> f64 {
-    ns as f64 / 1e9
-}
+/// Agents' processes, of one thread each: as many as share two processors well.
+const PROCESSES: usize = 4;
+const CHANGES_A_SECOND: u64 = 20;
+const AFTERWARDS_S: u64 = 10;
+const QUIET: Duration = Duration::from_secs(5);
+const COLD_START_S: f64 = 60.0;
+const BACK_S: f64 = 30.0;
+const P50_MS: u64 = 200;
+const P99_MS: u64 = 1000;
+const PEAK_MB: f64 = 1500.0;

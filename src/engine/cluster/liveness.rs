@@ -229,11 +229,15 @@ impl Liveness {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Moment) {
-        let vanished = self.vanished(now);
         let (again, held_for) = (now + self.times(ASK_AFTER), self.times(HELD_FOR));
         let due = |watch: &Watch| self.due(watch).is_some_and(|at| at <= now);
         let nodes: Vec<NodeId> =
             self.nodes.iter().filter(|(_, watch)| due(watch)).map(|(id, _)| *id).collect();
+        if nodes.is_empty() {
+            // Who vanished is counted for those only, which is more than looking at each once.
+            return;
+        }
+        let vanished = self.vanished(now);
         for id in nodes {
             let Some(watch) = self.nodes.get_mut(&id) else { continue };
             match &watch.standing {

@@ -17,6 +17,7 @@ mod node;
 mod reference;
 mod refusal;
 mod root;
+mod roster;
 mod scope;
 mod secrets;
 mod serial;
@@ -40,6 +41,7 @@ pub use self::{
     reference::resolve,
     refusal::{Kind, Refusal},
     root::{FormerRoot, RotateRoot},
+    roster::{Roster, Rosters},
     scope::Scope,
     secrets::{OlderSecret, Secrets},
     token::{CreateToken, TokenHash, TokenUse},
@@ -208,6 +210,10 @@ impl State {
     /// # Errors
     /// No node, or more than one, is meant.
     pub fn find_node(&self, reference: &str) -> Result<&Node, Refusal> {
+        // By name, as nearly always, without a look at all of them.
+        if let Some(id) = named(&self.node_names, reference) {
+            return self.node(id).ok_or_else(|| unknown(Kind::Node, id));
+        }
         let id = resolve(Kind::Node, reference, self.nodes.values().map(|n| (n.id, &n.name)))?;
         self.node(id).ok_or_else(|| unknown(Kind::Node, id))
     }
@@ -217,8 +223,11 @@ impl State {
     /// # Errors
     /// No network, or more than one, is meant.
     pub fn find_network(&self, reference: &str) -> Result<&Network, Refusal> {
-        let named = self.networks.values().map(|entry| (entry.network.id, &entry.network.name));
-        let id = resolve(Kind::Network, reference, named)?;
+        if let Some(id) = named(&self.network_names, reference) {
+            return self.network(id).ok_or_else(|| unknown(Kind::Network, id));
+        }
+        let all = self.networks.values().map(|entry| (entry.network.id, &entry.network.name));
+        let id = resolve(Kind::Network, reference, all)?;
         self.network(id).ok_or_else(|| unknown(Kind::Network, id))
     }
 
@@ -242,6 +251,11 @@ impl State {
         });
         Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
     }
+}
+
+/// The object of that name, which goes before all else that a reference may mean.
+fn named<I: Copy>(names: &OrdMap<Name, I>, reference: &str) -> Option<I> {
+    reference.parse().ok().and_then(|name: Name| names.get(&name).copied())
 }
 
 /// The refusal of an id that names nothing.

@@ -6,9 +6,12 @@
 //! revision. The work is that of the change: entering or leaving a network is the size of the
 //! network, everything else is constant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{Event, State};
+use super::{Event, Roster, State};
 use crate::{
     engine::membership::{Change, Snapshot},
     types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk, Role, ScopeId},
@@ -26,8 +29,12 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Makes the scope of a node as the state stands.
-    pub fn new(state: &State, node: NodeId) -> Self {
+    /// Makes the scope of a node as the state stands, of which `roster` gives the networks' endpoints.
+    pub fn new(
+        state: &State,
+        node: NodeId,
+        mut roster: impl FnMut(NetworkId) -> Arc<Roster>,
+    ) -> Self {
         let manager = state.node(node).is_some_and(|node| node.role == Role::Manager);
         let mut scope = Self { node, manager, own: BTreeMap::new(), peers: BTreeMap::new() };
         let always = state.nodes().filter(|other| scope.always_knows(other));
@@ -36,20 +43,21 @@ impl Scope {
             *scope.own.entry(endpoint.network).or_default() += 1;
         }
         for id in scope.own.keys() {
-            for endpoint in state.endpoints_on(*id).filter(|endpoint| endpoint.node != node) {
-                *scope.peers.entry(endpoint.node).or_default() += 1;
+            for (other, count) in roster(*id).behind.iter().filter(|(other, _)| **other != node) {
+                *scope.peers.entry(*other).or_default() += count;
             }
         }
         scope
     }
 
     /// Returns what the node knows as the state stands: everything, or only some scopes. `pair_keys`
-    /// gives the keys that the node shares with another.
+    /// gives the keys that the node shares with another, `roster` a network's endpoints.
     pub fn snapshot(
         &self,
         state: &State,
         scopes: Option<BTreeSet<ScopeId>>,
         pair_keys: &dyn Fn(NodeId) -> Vec<Psk>,
+        mut roster: impl FnMut(NetworkId) -> Arc<Roster>,
     ) -> Snapshot {
         let wanted = |scope| scopes.as_ref().is_none_or(|scopes| scopes.contains(&scope));
         let mut snapshot = Snapshot {
@@ -61,7 +69,7 @@ impl Scope {
         };
         for id in self.own.keys().filter(|id| wanted(ScopeId::Network(**id))) {
             snapshot.networks.extend(state.network(*id).cloned());
-            snapshot.endpoints.extend(state.endpoints_on(*id).cloned());
+            snapshot.endpoints.extend_from_slice(&roster(*id).endpoints);
         }
         if wanted(ScopeId::Peers) {
             let nodes = self.peers.keys().filter_map(|id| state.node(*id));

@@ -761,6 +761,7 @@ proptest! {
     ) {
         let mut log = Log::new();
         let mut views: BTreeMap<NodeId, (Scope, Replica)> = BTreeMap::new();
+        let mut rosters = Rosters::default();
         let mut digests = Digests::default();
         for command in commands {
             let command = aimed(&log.state, command);
@@ -769,6 +770,7 @@ proptest! {
             let to = log.state.position();
             for event in &events {
                 digests.handle_event(&log.state, event, &epochs());
+                rosters.handle_event(event);
             }
             for (id, (scope, replica)) in &mut views {
                 let keys = |other| pair_keys(*id, other);
@@ -782,9 +784,10 @@ proptest! {
                 match event {
                     Event::NodeChanged(id) => {
                         let keys = |other| pair_keys(*id, other);
-                        let scope = Scope::new(&log.state, *id);
+                        let mut roster = |network| rosters.find(&log.state, network);
+                        let scope = Scope::new(&log.state, *id, &mut roster);
                         let mut replica = Replica::new(Table::empty(*id));
-                        let snapshot = scope.snapshot(&log.state, None, &keys);
+                        let snapshot = scope.snapshot(&log.state, None, &keys, roster);
                         replica.handle_snapshot(snapshot).unwrap();
                         views.insert(*id, (scope, replica));
                     }
@@ -801,7 +804,8 @@ proptest! {
             }
             for (id, (scope, replica)) in &views {
                 prop_assert_eq!(replica.table(), &rebuilt(&log.state, *id));
-                prop_assert_eq!(scope, &Scope::new(&log.state, *id));
+                let roster = |network| rosters.find(&log.state, network);
+                prop_assert_eq!(scope, &Scope::new(&log.state, *id, roster));
                 prop_assert_eq!(replica.digests(), digests.of_scope(scope));
                 let fresh = Digests::new(&log.state, &epochs());
                 prop_assert_eq!(replica.digests(), fresh.of_scope(scope));

@@ -233,6 +233,7 @@ impl Replica {
                 self.peers.remove(digest::of_peer(&old));
                 touched.peers_gone.insert(id);
             }
+            Change::Endpoint(_) if loses_a_change() => {}
             Change::Endpoint(endpoint) => {
                 touched.endpoints.insert(endpoint.id);
                 self.add_endpoint(&endpoint);
@@ -309,6 +310,14 @@ struct Touched {
 fn takes_gaps() -> bool {
     #[cfg(feature = "plant")]
     return crate::plant::takes_gaps();
+    #[cfg(not(feature = "plant"))]
+    false
+}
+
+/// Whether this change is lost, as a planted defect.
+fn loses_a_change() -> bool {
+    #[cfg(feature = "plant")]
+    return crate::plant::loses_a_change();
     #[cfg(not(feature = "plant"))]
     false
 }

@@ -1,9 +1,11 @@
 //! An agent: a table that follows the stream of a manager, whichever. What it holds is at every moment
 //! what the cluster was at that revision, as far as its node may know.
 
+use std::sync::Arc;
+
 use overlay::{
     engine::{
-        cluster::{Scope, State},
+        cluster::{Roster, Scope, State},
         membership::{Replica, Table, TableError},
     },
     manager::simulated::Trust,
@@ -142,7 +144,8 @@ impl Agent {
         let table = self.replica.table();
         let own = table.node;
         let keys = |other| trust.pair_keys(own, other);
-        let wanted = Scope::new(state, own).snapshot(state, None, &keys);
+        let roster = |network| Arc::new(Roster::new(state, network));
+        let wanted = Scope::new(state, own, roster).snapshot(state, None, &keys, roster);
         table.networks.len() == wanted.networks.len()
             && table.peers.len() == wanted.peers.len()
             && table.endpoints.len() == wanted.endpoints.len()
