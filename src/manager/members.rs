@@ -302,7 +302,7 @@ fn next(
 }
 
 /// How often a manager asks itself whether it still knows what is decided.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Nobody notices it in the change of a role.
 const COALESCED: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);

@@ -587,13 +587,6 @@ impl Log {
         locked(&self.common.led_at).is_some_and(|led_at| led_at.elapsed() < STALE_AFTER)
     }
 
-    /// Waits until this member knows what is decided.
-    pub async fn await_current(&self) {
-        while !self.is_current() {
-            sleep(raft::HEARTBEAT / 2).await;
-        }
-    }
-
     /// Waits until somebody leads, as far as this member knows; `None` once the log has stopped.
     pub async fn await_leader(&self) -> Option<NodeId> {
         let mut metrics = self.common.raft.get()?.metrics();
