@@ -1,5 +1,6 @@
 #!/bin/bash
-# Networks and attachments refuse what cannot be, in one line, and leave nothing half made.
+# Networks and attachments refuse what cannot be, in one line, and leave nothing half made; a list of
+# many is whole.
 #
 #   c1 --- n1        network blue: 10.9.0.0/24; red: 10.10.0.0/24
 . "$(dirname "$0")/lib.sh"
@@ -56,3 +57,10 @@ oc 1 detach c1 >"$WORK/detach.out"
 assert_eq "$(devices c1)" "$nothing" "devices of c1 after detach"
 oc 1 network rm blue >"$WORK/rm.out"
 assert_eq "$(networks)" "['red']" "networks at the end"
+
+# A list that is larger than a message between nodes.
+large=$(printf 'v%.0s' $(seq 16000))
+for n in $(seq 270); do oc 1 network create "large$n" --label "k=$large" >"$WORK/create.out"; done
+oc 1 --json network ls >"$WORK/large.json"
+assert_eq "$(json 'len(d)' <"$WORK/large.json")" 271 "networks in a large list"
+test "$(stat -c %s "$WORK/large.json")" -gt $((4 << 20)) || die "the list is not larger than a message"

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use super::Node;
 use crate::api::{
-    MAX_MESSAGE_BYTES, STALE,
+    MAX_ANSWER_BYTES, STALE,
     proto::{
         BackupPart, BackupRequest, CreateNetworkRequest, CreateNetworkResponse, FindNetworkRequest,
         FindNetworkResponse, InspectNodeRequest, InspectNodeResponse, JoinTokenRequest,
@@ -60,7 +60,7 @@ impl Forward {
 }
 
 fn client(channel: Channel) -> ControlClient<Channel> {
-    ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    ControlClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// The request as it goes on: with nothing beside it but whether what is old will do.

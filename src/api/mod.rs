@@ -45,6 +45,10 @@ pub mod proto {
 /// The largest message that either side takes, in bytes. Snapshots are sent in parts well below it.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
+/// The largest answer that an operator's command takes of the managers, in bytes: lists of a whole cluster
+/// are larger than one message between nodes.
+pub const MAX_ANSWER_BYTES: usize = 64 * MAX_MESSAGE_BYTES;
+
 /// How long certificates of nodes are valid unless `init` says otherwise.
 pub const CERTIFICATE_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
 

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, metadata::MetadataValue, transport::Chann
 
 use super::Failure;
 use crate::api::{
-    MAX_MESSAGE_BYTES, STALE, channel,
+    MAX_ANSWER_BYTES, STALE, channel,
     proto::{control_client::ControlClient, local_client::LocalClient},
 };
 
@@ -87,8 +87,6 @@ pub async fn answer<T>(
 
 /// Longer than any call that goes on to a manager takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The node is trusted; lists of a whole cluster are larger than one message between nodes.
-const MAX_ANSWER_BYTES: usize = 64 * MAX_MESSAGE_BYTES;
 
 #[cfg(test)]
 mod tests {
