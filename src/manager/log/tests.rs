@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, RwLock},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use openraft::{
 };
 use redb::backends::InMemoryBackend;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     time::sleep,
 };
 
@@ -21,10 +21,12 @@ use super::{
     Alone, Answering, Common, Log, LogFile, Member, NotReached, ProposeError, Request, Snapshots,
     Stopped, Transport, Watch,
     checkpoint::{self, StateDigest},
+    file::Held,
     locked,
-    machine::Machine,
-    raft::{Entry, LogId, StorageError, StoredMembership, TypeConfig},
-    store::Store,
+    machine::{self, Machine, Replica},
+    raft::{Entry, LogId, StorageError, StoredMembership, TypeConfig, Vote},
+    snapshot::Draft,
+    store::{Store, json},
     writer::{Op, Place, Writer, WriterThread},
 };
 use crate::{
@@ -58,20 +60,24 @@ impl Drop for Guard {
     }
 }
 
+fn common(path: PathBuf, replica: Replica) -> Common {
+    Common {
+        path,
+        replica: RwLock::new(replica),
+        place: Place::Threads,
+        stopped: OnceLock::new(),
+        transport: Arc::new(Alone),
+        raft: OnceLock::new(),
+        led_at: Mutex::default(),
+        digests: Mutex::default(),
+    }
+}
+
 impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
     async fn build(&self) -> Result<(Guard, Store, Machine), StorageError> {
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
         let LogFile { database, path, held } = file;
-        let common = Arc::new(Common {
-            path,
-            replica: RwLock::new(held.replica),
-            place: Place::Threads,
-            stopped: OnceLock::new(),
-            transport: Arc::new(Alone),
-            raft: OnceLock::new(),
-            led_at: Mutex::default(),
-            digests: Mutex::default(),
-        });
+        let common = Arc::new(common(path, held.replica));
         let due = Arc::new(Notify::new());
         let (thread, writer) =
             WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
@@ -80,6 +86,54 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
             Machine::new(common, writer.clone(), Box::new(Nobody), watch::channel(None).0);
         Ok((Guard(writer.clone()), Store::new(held.kept, writer), machine))
     }
+}
+
+/// Has a writer do these, and returns what the file holds afterwards.
+async fn written(path: &Path, ops: Vec<Op>) -> Held {
+    let mut file = LogFile::create(path).unwrap();
+    file.claim(NodeId::from(1), true).unwrap();
+    let LogFile { database, path, held } = file;
+    let common = Arc::new(common(path, held.replica));
+    let due = Arc::new(Notify::new());
+    let (thread, writer) =
+        WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
+    let thread = std::thread::spawn(|| thread.run());
+    ops.into_iter().for_each(|op| writer.send(op).unwrap());
+    // What waits has its turn with the second at the latest.
+    for term in [1, 2] {
+        let vote = Vote::new(term, NodeId::from(1));
+        writer.have_done(|done| Op::Vote { vote, done }).await.unwrap();
+    }
+    writer.send(Op::End).unwrap();
+    thread.join().unwrap();
+    LogFile::open(&common.path).unwrap().held
+}
+
+#[tokio::test]
+async fn behind_entries_that_only_a_snapshot_stands_for_nothing_is_written_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |index| LogId::new(CommittedLeaderId::new(1, NodeId::from(1)), index);
+    let append = |indices: std::ops::RangeInclusive<u64>| {
+        let entry = |index| Entry { log_id: at(index), payload: EntryPayload::Blank };
+        let entries = indices.map(|index| (index, json(&entry(index)))).collect();
+        Op::Append { entries, flushed: None }
+    };
+    let ops = || vec![append(0..=3), Op::Purge(at(10)), append(11..=11), Op::Committed(at(11))];
+    let held = written(&folder.path().join("without.redb"), ops()).await;
+    assert!(held.kept.entries.keys().eq(&[0, 1, 2, 3]));
+    assert_eq!((held.kept.purged, held.kept.committed), (None, None));
+    assert_eq!(held.replica.applied, None, "nobody knows that they are committed");
+
+    let mut ops = ops();
+    let state = json(&machine::Made::default()).into();
+    let draft = Draft::new(machine::meta(Some(at(10)), StoredMembership::default()), state);
+    let (done, is_done) = oneshot::channel();
+    ops.push(Op::Snapshot { draft, done });
+    let held = written(&folder.path().join("with.redb"), ops).await;
+    is_done.await.unwrap();
+    assert!(held.kept.entries.keys().eq(&[11]));
+    assert_eq!((held.kept.purged, held.kept.committed), (Some(at(10)), Some(at(11))));
+    assert_eq!(held.replica.applied, Some(at(11)));
 }
 
 #[test]

@@ -256,6 +256,12 @@ impl WriterThread {
         self.held.is_empty() && goes_on
     }
 
+    /// Whether an entry stands in the file, or the snapshot for it. Of one that waits, what stands there in
+    /// its place must not be taken for committed.
+    fn is_here(&self, entry: LogId) -> bool {
+        self.covers(entry) || self.grown.next.is_some_and(|next| entry.index < next)
+    }
+
     fn note_next(&mut self, op: &Op) {
         let next = &mut self.grown.next;
         match op {
@@ -324,12 +330,14 @@ impl WriterThread {
         }
         let is_due = !self.drafts.is_empty() || self.grown.purged.is_some();
         if is_due || ops.iter().any(Op::is_change) {
-            let Self { database, grown, committed, drafts, snapshots, .. } = self;
+            let committed = self.committed.filter(|committed| self.is_here(*committed));
+            self.committed = self.committed.filter(|_| committed.is_none());
+            let Self { database, grown, drafts, snapshots, .. } = self;
             let is_whole = file::write(database, |transaction| {
                 for op in ops.iter() {
                     put(transaction, op, grown)?;
                 }
-                if let Some(committed) = committed.take() {
+                if let Some(committed) = committed {
                     file::put_meta(transaction, Meta::Committed, &json(&committed))?;
                 }
                 if let Some(upto) = grown.purged
