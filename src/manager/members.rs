@@ -83,19 +83,15 @@ impl MembersTask {
         late: &BTreeSet<NodeId>,
     ) -> Result<(), MembersError> {
         let log = &self.shared.log;
-        let mut progress = self.shared.dispatcher.progress();
-        let members = log.members();
-        let new = goal.difference(&members).next().copied();
+        let new = goal.difference(&log.members()).next().copied();
         let given_up = async {
             let Some(new) = new else { return std::future::pending().await };
-            let late = late.iter().copied().chain([new]).collect();
-            while progress.changed().await.is_ok() {
-                let other = next(&members, &log.read(managers), &late);
-                if other.is_none_or(|other| !other.contains(&new)) {
+            loop {
+                sleep(CATCHES_UP_WITHIN).await;
+                if keeps_waiting(new, &log.members(), &log.read(managers), late) {
                     return new;
                 }
             }
-            std::future::pending().await
         };
         tokio::select! {
             changed = log.set_members(goal.clone()) => changed,
@@ -301,10 +297,24 @@ fn next(
     Some(with)
 }
 
+/// Whether something else is to be done than to wait for a new one, which was not tried in vain before.
+fn keeps_waiting(
+    new: NodeId,
+    members: &BTreeSet<NodeId>,
+    wanted: &BTreeSet<NodeId>,
+    late: &BTreeSet<NodeId>,
+) -> bool {
+    let mut others = wanted.difference(members).filter(|other| **other != new);
+    let goes = members.difference(wanted).next().is_some();
+    !wanted.contains(&new) || goes || others.any(|other| !late.contains(other))
+}
+
 /// How often a manager asks itself whether it still knows what is decided.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Nobody notices it in the change of a role.
 const COALESCED: Duration = Duration::from_millis(20);
+/// A new one takes less, unless the state is large; then others come before it.
+const CATCHES_UP_WITHIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// Longer than an election takes, shorter than an agent waits for its stream to open.
 const SERVES_SOON: Duration = Duration::from_secs(2);
@@ -333,5 +343,19 @@ mod tests {
         assert_eq!(late(&[1, 3], &[1, 2], &[2]), Some(ids(&[1])));
         assert_eq!(late(&[1], &[2], &[2]), Some(ids(&[1, 2])), "the last one stays until then");
         assert_eq!(late(&[1], &[1, 2], &[2]), Some(ids(&[1, 2])));
+    }
+
+    #[test]
+    fn a_new_one_is_waited_for_until_something_else_is_to_be_done() {
+        let ids = |ids: &[u128]| ids.iter().map(|id| NodeId::from_u128(*id)).collect();
+        let waits = |new, members: &[u128], wanted: &[u128], late: &[u128]| {
+            keeps_waiting(NodeId::from_u128(new), &ids(members), &ids(wanted), &ids(late))
+        };
+        assert!(!waits(2, &[1], &[1, 2], &[]));
+        assert!(waits(2, &[1], &[1, 2, 3], &[]), "another one has come");
+        assert!(waits(2, &[1], &[1], &[]), "it is not wanted any more");
+        assert!(waits(2, &[1, 3], &[1, 2], &[]), "one goes");
+        assert!(!waits(3, &[1], &[1, 2, 3], &[2]), "the other one was late");
+        assert!(!waits(3, &[1], &[1, 2, 3], &[2, 3]), "both were");
     }
 }
