@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::{
     Shared,
     report::{Said, Told},
-    reports::Streams,
+    watching::Streams,
 };
 use crate::{
     api::HEARTBEAT,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The watch, as streams and calls see it. While another manager leads, what becomes of the streams to
-/// this one is kept for [`reports`](super::reports) to tell it.
+/// this one is kept for [`watching`](super::watching) to tell it.
 pub struct NodeWatch {
     own: NodeId,
     liveness: Mutex<Liveness>,

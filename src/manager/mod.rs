@@ -22,7 +22,6 @@ mod random;
 mod recovery;
 mod replication;
 pub mod report;
-mod reports;
 mod rotation;
 mod session;
 #[cfg(feature = "plant")]
@@ -30,6 +29,7 @@ pub mod simulated;
 mod status;
 mod tokens;
 mod trust;
+mod watching;
 
 use std::{
     collections::BTreeSet,
@@ -63,9 +63,9 @@ use self::{
     members::MembersTask,
     recovery::Recovery,
     replication::Ways,
-    reports::ReportTask,
     rotation::RotationTask,
     trust::Trust,
+    watching::{ReportTask, Watching},
 };
 use crate::{
     api::{
@@ -337,7 +337,7 @@ impl Manager {
         let attachment = attachment::Attachment { shared: shared.clone() };
         let dispatch = session::Dispatch { shared: shared.clone() };
         let replication = replication::Replication { shared: shared.clone() };
-        let watching = reports::Watching { shared: shared.clone() };
+        let watching = Watching { shared: shared.clone() };
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(MAX_STREAMS)

@@ -235,6 +235,21 @@ pub struct Peer {
     pub psks: Vec<Psk>,
 }
 
+impl Peer {
+    /// Makes what other nodes know of a node; `psks` are the pair's.
+    pub fn new(node: &Node, psks: Vec<Psk>) -> Self {
+        Self {
+            id: node.id,
+            name: node.name.clone(),
+            data_addr: node.data_addr,
+            underlay_mtu: node.underlay_mtu,
+            public_key: node.public_key,
+            versions: node.versions,
+            psks,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

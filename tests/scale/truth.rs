@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use overlay::{
     engine::membership::{Replica, Table, digest},
-    types::{Digest, Endpoint, Network, NetworkId, Node, Peer, Psk, Role, ScopeId},
+    types::{Digest, Network, NetworkId, Node, Peer, Psk, Role, ScopeId},
 };
 
 use super::{
@@ -74,20 +74,5 @@ impl Expected {
 
 /// As a peer, in the first epoch of keys, which is the only one.
 fn of_node(node: &Node) -> Digest {
-    digest::of_peer(&Peer {
-        id: node.id,
-        name: node.name.clone(),
-        data_addr: node.data_addr,
-        underlay_mtu: node.underlay_mtu,
-        public_key: node.public_key,
-        versions: node.versions,
-        psks: vec![Psk { epoch: 1, key: [0; 32] }],
-    })
-}
-
-impl Truth {
-    pub fn new(nodes: Vec<Node>, networks: Vec<Network>, endpoints: Vec<Endpoint>) -> Self {
-        let networks = networks.into_iter().map(|network| (network.name.to_string(), network));
-        Self { nodes, networks: networks.collect(), endpoints }
-    }
+    digest::of_peer(&Peer::new(node, vec![Psk { epoch: 1, key: [0; 32] }]))
 }

@@ -105,6 +105,13 @@ pub struct Truth {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Truth {
+    pub fn new(nodes: Vec<Node>, networks: Vec<Network>, endpoints: Vec<Endpoint>) -> Self {
+        let networks = networks.into_iter().map(|network| (network.name.to_string(), network));
+        Self { nodes, networks: networks.collect(), endpoints }
+    }
+}
+
 /// Nanoseconds of the clock that all processes read.
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Event, Scope, State, scope::peer_of};
+use super::{Event, Scope, State};
 use crate::{
     engine::membership::digest,
-    types::{Digest, NetworkId, NodeId, Psk, ScopeId},
+    types::{Digest, NetworkId, NodeId, Peer, Psk, ScopeId},
 };
 
 /// The digests as of one revision.
@@ -36,7 +36,7 @@ impl Digests {
     }
 
     fn count_peers(&mut self, state: &State, keys: &[Psk]) {
-        let of_node = |node| digest::of_peer(&peer_of(node, keys.to_vec()));
+        let of_node = |node| digest::of_peer(&Peer::new(node, keys.to_vec()));
         self.peers = state.nodes().map(|node| (node.id, of_node(node))).collect();
     }
 
@@ -44,7 +44,7 @@ impl Digests {
     pub fn handle_event(&mut self, state: &State, event: &Event, keys: &[Psk]) {
         match event {
             Event::NodeChanged(id) => {
-                let node = state.node(*id).map(|node| peer_of(node, keys.to_vec()));
+                let node = state.node(*id).map(|node| Peer::new(node, keys.to_vec()));
                 self.peers.extend(node.map(|node| (*id, digest::of_peer(&node))));
             }
             Event::NodeRemoved(id) => drop(self.peers.remove(id)),

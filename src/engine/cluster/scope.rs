@@ -73,7 +73,7 @@ impl Scope {
         }
         if wanted(ScopeId::Peers) {
             let nodes = self.peers.keys().filter_map(|id| state.node(*id));
-            snapshot.peers = nodes.map(|node| peer_of(node, pair_keys(node.id))).collect();
+            snapshot.peers = nodes.map(|node| Peer::new(node, pair_keys(node.id))).collect();
         }
         snapshot.scopes = scopes;
         snapshot
@@ -144,7 +144,7 @@ impl Scope {
                     self.peers.entry(*id).or_insert(1);
                 }
                 if self.peers.contains_key(id) {
-                    changes.push(Change::Peer(peer_of(node, pair_keys(*id))));
+                    changes.push(Change::Peer(Peer::new(node, pair_keys(*id))));
                 }
             }
             Event::NetworkChanged(id) => {
@@ -260,7 +260,7 @@ impl Scope {
         let reasons = self.peers.entry(node.id).or_default();
         *reasons += 1;
         if *reasons == 1 {
-            changes.push(Change::Peer(peer_of(node, pair_keys(node.id))));
+            changes.push(Change::Peer(Peer::new(node, pair_keys(node.id))));
         }
     }
 
@@ -273,18 +273,5 @@ impl Scope {
                 changes.push(Change::PeerGone(node));
             }
         }
-    }
-}
-
-/// What a node knows of another.
-pub(super) fn peer_of(node: &Node, psks: Vec<Psk>) -> Peer {
-    Peer {
-        id: node.id,
-        name: node.name.clone(),
-        data_addr: node.data_addr,
-        underlay_mtu: node.underlay_mtu,
-        public_key: node.public_key,
-        versions: node.versions,
-        psks,
     }
 }

@@ -556,15 +556,7 @@ fn rebuilt(state: &State, me: NodeId) -> Table {
         let shared = known.iter().any(|endpoint| endpoint.node == node.id);
         shared || manages(me) || manages(node.id)
     });
-    let peer = |node: &Node| Peer {
-        id: node.id,
-        name: node.name.clone(),
-        data_addr: node.data_addr,
-        underlay_mtu: node.underlay_mtu,
-        public_key: node.public_key,
-        versions: node.versions,
-        psks: pair_keys(me, node.id),
-    };
+    let peer = |node: &Node| Peer::new(node, pair_keys(me, node.id));
     Table {
         node: me,
         epoch: state.position().epoch,

@@ -98,11 +98,11 @@ impl Comparer {
                 }
             };
             match verdict {
-                Verdict::Equal => {}
-                Verdict::Others(others) => {
+                None | Some(Verdict::Equal) => {}
+                Some(Verdict::Others(others)) => {
                     warn!(entry, ?others, "the state of other managers is not the one here");
                 }
-                Verdict::Wrong => {
+                Some(Verdict::Wrong) => {
                     let path = self.common.path.clone();
                     self.writer.stop(Stopped::Differs { path, entry }).await;
                     if let Err(error) = raft.shutdown().await {
@@ -115,16 +115,11 @@ impl Comparer {
         }
     }
 
-    async fn compare(&self, checkpoint: Checkpoint) -> Verdict {
+    /// Compares at one; `None` if there is no digest.
+    async fn compare(&self, checkpoint: Checkpoint) -> Option<Verdict> {
         let Checkpoint { entry, made, members } = checkpoint;
-        let made = self.common.place.run(move || digest(&made)).await;
-        let own = match made {
-            Ok(own) => own,
-            Err(error) => {
-                warn!(entry, %error, "the state has no digest");
-                return Verdict::Equal;
-            }
-        };
+        let own = self.common.place.run(move || digest(&made)).await;
+        let own = own.inspect_err(|error| warn!(entry, %error, "the state has no digest")).ok()?;
         locked(&self.common.digests).note(entry, own);
         let others: Vec<_> = members.iter().copied().filter(|id| *id != self.own).collect();
         let asked = join_all(others.iter().map(|member| self.ask(*member, entry)));
@@ -137,7 +132,7 @@ impl Comparer {
             let (same, managers) = (answers.len() + 1, members.len());
             info!(entry, same, managers, digest, "states compared");
         }
-        verdict
+        Some(verdict)
     }
 
     /// Asks another member until it has its digest, but not for long.
@@ -156,8 +151,7 @@ impl Comparer {
 }
 
 fn judge(own: StateDigest, others: &BTreeMap<NodeId, StateDigest>, members: usize) -> Verdict {
-    let differ = others.iter().filter(|(_, digest)| **digest != own);
-    let differ: BTreeMap<_, _> = differ.collect();
+    let differ: BTreeMap<_, _> = others.iter().filter(|(_, digest)| **digest != own).collect();
     let have = |digest: &StateDigest| others.values().filter(|other| *other == digest).count();
     if differ.is_empty() {
         Verdict::Equal

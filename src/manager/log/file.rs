@@ -50,7 +50,7 @@ pub(super) struct Held {
     pub owner: Option<NodeId>,
     pub kept: Kept,
     pub replica: Replica,
-    pub grown: Grown,
+    pub extent: Extent,
 }
 
 impl Held {
@@ -80,7 +80,7 @@ pub(super) enum Meta {
 
 /// How much stands in the file, and up to where.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Grown {
+pub(super) struct Extent {
     pub entries: u64,
     pub entry_bytes: u64,
     pub snapshot_bytes: u64,
@@ -155,7 +155,7 @@ impl LogFile {
         let meta = machine::meta(None, StoredMembership::default());
         made.held.replica.made.state = state;
         let draft = Draft::new(meta, json(&made.held.replica.made).into());
-        made.held.grown.snapshot_bytes = draft.bytes();
+        made.held.extent.snapshot_bytes = draft.bytes();
         let written = write(&made.database, |transaction| draft.put(transaction));
         if let Err(error) = written {
             // What cannot be removed is found and named by the next attempt.
@@ -171,7 +171,7 @@ impl LogFile {
     /// # Errors
     /// The disk does not take it.
     pub fn force_alone(&mut self, manager: NodeId) -> Result<(), OpenError> {
-        let Held { kept, replica, grown, .. } = &mut self.held;
+        let Held { kept, replica, extent, .. } = &mut self.held;
         let first = replica.applied.map_or(0, |applied| applied.index + 1);
         for (entry, _) in std::mem::take(&mut kept.entries).split_off(&first).into_values() {
             let _ = replica.apply(entry, |_, _, _| {});
@@ -183,7 +183,8 @@ impl LogFile {
         let meta = machine::meta(last, replica.membership.clone());
         let draft = Draft::new(meta, json(&replica.made).into());
         let next = last.map(|last| last.index + 1);
-        *grown = Grown { snapshot_bytes: draft.bytes(), snapshot: last, next, ..Grown::default() };
+        *extent =
+            Extent { snapshot_bytes: draft.bytes(), snapshot: last, next, ..Extent::default() };
         let written = write(&self.database, |transaction| {
             remove_entries(transaction, ..)?;
             put_meta(transaction, Meta::Purged, &json(&last))?;
@@ -214,14 +215,14 @@ impl LogFile {
         } else {
             let first = LogId::new(CommittedLeaderId::new(0, manager), 0);
             let alone = Membership::new(vec![BTreeSet::from([manager])], None);
-            let Held { kept, replica, grown, .. } = &mut self.held;
+            let Held { kept, replica, extent, .. } = &mut self.held;
             kept.purged = Some(first);
             replica.applied = Some(first);
             replica.membership = StoredMembership::new(Some(first), alone);
             let meta = machine::meta(Some(first), replica.membership.clone());
             let draft = Draft::new(meta, json(&replica.made).into());
-            (grown.snapshot, grown.snapshot_bytes) = (Some(first), draft.bytes());
-            grown.next = Some(first.index + 1);
+            (extent.snapshot, extent.snapshot_bytes) = (Some(first), draft.bytes());
+            extent.next = Some(first.index + 1);
             write(&self.database, |transaction| {
                 own(transaction)?;
                 put_meta(transaction, Meta::Purged, &json(&first))?;
@@ -459,8 +460,8 @@ fn load(transaction: &ReadTransaction, path: &Path) -> Result<Held, LoadError> {
             .map_err(|error| named.damaged(format!("the snapshot: {error}")))?;
         let SnapshotMeta { last_log_id: applied, last_membership: membership, .. } = meta;
         held.replica = Replica { made, applied, membership };
-        held.grown.snapshot = applied;
-        held.grown.snapshot_bytes = json.len() as u64;
+        held.extent.snapshot = applied;
+        held.extent.snapshot_bytes = json.len() as u64;
     }
     let table = transaction.open_table(META).map_err(|error| match error {
         // The first format had none, nor anything else of its kind.
@@ -508,12 +509,12 @@ fn load_entries(
         if entry.log_id.index != index {
             return Err(named.damaged(format!("{what} is entry {}", entry.log_id.index)));
         }
-        held.grown.entries += 1;
-        held.grown.entry_bytes += record.value().len() as u64;
+        held.extent.entries += 1;
+        held.extent.entry_bytes += record.value().len() as u64;
         held.kept.entries.insert(index, (entry, record.value().len()));
         wanted += 1;
     }
-    held.grown.next =
+    held.extent.next =
         (held.kept.purged.is_some() || !held.kept.entries.is_empty()).then_some(wanted);
     let committed = match held.is_alone() {
         true => Some(wanted),
@@ -624,7 +625,7 @@ mod tests {
         match load(&made.database.begin_read().unwrap(), &made.path) {
             Ok(held) => {
                 assert!(held.replica.made == Made::default());
-                assert_eq!(held.grown.snapshot_bytes, json.len() as u64);
+                assert_eq!(held.extent.snapshot_bytes, json.len() as u64);
             }
             Err(LoadError::Refused(error)) => panic!("{error}"),
             Err(LoadError::Storage(error)) => panic!("{error}"),

@@ -21,7 +21,7 @@ use super::{
         TypeConfig, proposer,
     },
     snapshot::{Body, Draft, Stored},
-    writer::{Ended, Op, Place, Writer},
+    writer::{Op, Place, Writer},
 };
 use crate::{
     engine::cluster::{Event, State},
@@ -203,7 +203,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let unread = |error: &(dyn std::error::Error + 'static)| {
             StorageIOError::read_snapshot(Some(meta.signature()), AnyError::from_dyn(error, None))
         };
-        let snapshot = snapshot.read().await.ok_or(Ended).map_err(|error| unread(&error))?;
+        let snapshot = snapshot.read().await.map_err(|error| unread(&error))?;
         let state = snapshot.clone();
         let read = self.common.place.run(move || serde_json::from_slice::<Made>(&state)).await;
         let read = read.map_err(|error| unread(&error))?;

@@ -258,7 +258,7 @@ impl Log {
         let Member { manager, joins, snapshots, transport, watcher } = member;
         file.claim(manager, joins)?;
         let alone = file.held.is_alone();
-        let LogFile { database, path, held: Held { mut kept, replica, grown, .. } } = file;
+        let LogFile { database, path, held: Held { mut kept, replica, extent, .. } } = file;
         // One that led is elected anew: openraft would have it go on, and the file need not know all
         // that was decided when it ended, so that what is read then may be too old.
         if let Some(vote) = kept.vote.as_mut().filter(|vote| vote.leader_id.node_id == manager) {
@@ -279,7 +279,7 @@ impl Log {
         });
         let due = Arc::new(Notify::new());
         let (thread, writer) =
-            WriterThread::new(common.clone(), database, grown, snapshots, due.clone());
+            WriterThread::new(common.clone(), database, extent, snapshots, due.clone());
         let writing = match pace {
             None => Writing::Thread(
                 std::thread::Builder::new().name("log".into()).spawn(|| thread.run())?,

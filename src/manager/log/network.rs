@@ -18,7 +18,6 @@ use tokio::time::timeout;
 use super::{
     checkpoint::StateDigest,
     raft::{Answers, Batch, SnapshotMeta, StorageError, TypeConfig, Vote},
-    writer::Ended,
 };
 use crate::types::NodeId;
 
@@ -157,13 +156,13 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<SnapshotResponse<NodeId>, StreamingError<TypeConfig, Fatal<NodeId>>> {
         let Snapshot { meta, snapshot } = snapshot;
         let called = async {
-            let Some(state) = snapshot.read().await else {
-                let error =
-                    StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(&Ended));
-                return Err(StorageError::from(error));
-            };
+            let state = snapshot.read().await.map_err(|error| {
+                let signature = Some(meta.signature());
+                StorageError::from(StorageIOError::read_snapshot(signature, AnyError::new(&error)))
+            })?;
             let request = Request::Snapshot(vote, meta, state);
-            Ok(self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl()).await)
+            let called = self.call(RPCTypes::InstallSnapshot, request, option.hard_ttl());
+            Ok::<_, StorageError>(called.await)
         };
         let called = tokio::select! {
             biased;

@@ -21,7 +21,7 @@ use super::{
     raft::{LogId, SnapshotMeta},
     record::{self, Position},
     store::json,
-    writer::{Place, Writer},
+    writer::{Ended, Place, Writer},
 };
 
 /// A snapshot's state on its way through openraft.
@@ -41,20 +41,20 @@ pub struct Stored {
 }
 
 impl Body {
-    /// Returns it as JSON; `None` if the disk fails, with which the log ends.
-    pub(super) async fn read(self) -> Option<Bytes> {
+    /// Returns it as JSON; a disk that fails ends the log.
+    pub(super) async fn read(self) -> Result<Bytes, Ended> {
         let stored = match self {
-            Self::Here(state) => return Some(state),
+            Self::Here(state) => return Ok(state),
             Self::Stored(stored) => *stored,
         };
         let Stored { reading, place, path, writer } = stored;
         // A reader that broke off has damaged pages before it, as at the start.
         let read = place.run(move || reading.read()).await;
         match read.unwrap_or_else(|error| Err(redb::Error::Corrupted(error.to_string()))) {
-            Ok(state) => Some(state),
+            Ok(state) => Ok(state),
             Err(failure) => {
                 writer.stop(Stopped::by(&path, &failure)).await;
-                None
+                Err(Ended)
             }
         }
     }

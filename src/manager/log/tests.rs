@@ -80,7 +80,7 @@ impl StoreBuilder<TypeConfig, Store, Machine, Guard> for InMemory {
         let common = Arc::new(common(path, held.replica));
         let due = Arc::new(Notify::new());
         let (thread, writer) =
-            WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
+            WriterThread::new(common.clone(), database, held.extent, Snapshots::default(), due);
         std::thread::spawn(|| thread.run());
         let machine =
             Machine::new(common, writer.clone(), Box::new(Nobody), watch::channel(None).0);
@@ -96,7 +96,7 @@ async fn written(path: &Path, ops: Vec<Op>) -> Held {
     let common = Arc::new(common(path, held.replica));
     let due = Arc::new(Notify::new());
     let (thread, writer) =
-        WriterThread::new(common.clone(), database, held.grown, Snapshots::default(), due);
+        WriterThread::new(common.clone(), database, held.extent, Snapshots::default(), due);
     let thread = std::thread::spawn(|| thread.run());
     ops.into_iter().for_each(|op| writer.send(op).unwrap());
     // What waits has its turn with the second at the latest.

@@ -17,7 +17,7 @@ use tracing::{debug, error};
 
 use super::{
     Common, Stopped,
-    file::{self, Grown, Meta},
+    file::{self, Extent, Meta},
     raft::{LogId, TypeConfig, Vote},
     snapshot::{Draft, PART_BYTES, Reading},
     store::json,
@@ -127,7 +127,7 @@ impl Writer {
 pub(super) struct WriterThread {
     common: Arc<Common>,
     database: Database,
-    grown: Grown,
+    extent: Extent,
     snapshots: Snapshots,
     /// Told when there should be another snapshot.
     due: Arc<Notify>,
@@ -149,7 +149,7 @@ impl WriterThread {
     pub fn new(
         common: Arc<Common>,
         database: Database,
-        grown: Grown,
+        extent: Extent,
         snapshots: Snapshots,
         due: Arc<Notify>,
     ) -> (Self, Writer) {
@@ -157,7 +157,7 @@ impl WriterThread {
         let thread = Self {
             common,
             database,
-            grown,
+            extent,
             snapshots,
             due,
             asked: false,
@@ -198,7 +198,7 @@ impl WriterThread {
     /// If there is something to write anyway, takes what else waits, and does not wait for more.
     fn take_ready(&mut self, ops: &mut Vec<Op>) -> bool {
         let is_busy = !self.drafts.is_empty()
-            || self.grown.purged.is_some()
+            || self.extent.purged.is_some()
             || self.purge.is_some_and(|upto| self.covers(upto));
         while is_busy
             && ops.len() < MAX_AT_ONCE
@@ -211,7 +211,7 @@ impl WriterThread {
 
     /// Whether the snapshot in the file stands for an entry and all before.
     fn covers(&self, entry: LogId) -> bool {
-        Some(entry) <= self.grown.snapshot
+        Some(entry) <= self.extent.snapshot
     }
 
     /// Takes out what is not written now.
@@ -234,13 +234,13 @@ impl WriterThread {
         let is_draft = |op: &mut Op| matches!(op, Op::Snapshot { .. });
         for op in ops.extract_if(.., is_draft) {
             if let Op::Snapshot { draft, done } = op {
-                (self.grown.entries, self.grown.entry_bytes) = (0, 0);
+                (self.extent.entries, self.extent.entry_bytes) = (0, 0);
                 self.drafts.push_back((draft, done));
             }
         }
         // An older one than there is says nothing new.
         while let Some((draft, _)) = self.drafts.front()
-            && draft.last() <= self.grown.snapshot
+            && draft.last() <= self.extent.snapshot
         {
             self.finish_draft();
         }
@@ -252,18 +252,18 @@ impl WriterThread {
             Op::Append { entries, .. } => entries.first().map(|(index, _)| *index),
             _ => None,
         };
-        let goes_on = self.grown.next.zip(first).is_none_or(|(next, first)| first <= next);
+        let goes_on = self.extent.next.zip(first).is_none_or(|(next, first)| first <= next);
         self.held.is_empty() && goes_on
     }
 
     /// Whether an entry stands in the file, or the snapshot for it. Of one that waits, what stands there in
     /// its place must not be taken for committed.
     fn is_here(&self, entry: LogId) -> bool {
-        self.covers(entry) || self.grown.next.is_some_and(|next| entry.index < next)
+        self.covers(entry) || self.extent.next.is_some_and(|next| entry.index < next)
     }
 
     fn note_next(&mut self, op: &Op) {
-        let next = &mut self.grown.next;
+        let next = &mut self.extent.next;
         match op {
             Op::Append { entries, .. } => {
                 *next = entries.last().map(|(index, _)| index + 1).or(*next);
@@ -277,9 +277,9 @@ impl WriterThread {
     fn finish_draft(&mut self) {
         let Some((draft, done)) = self.drafts.pop_front() else { return };
         self.asked = false;
-        if draft.last() > self.grown.snapshot {
-            self.grown.snapshot = draft.last();
-            self.grown.snapshot_bytes = draft.bytes();
+        if draft.last() > self.extent.snapshot {
+            self.extent.snapshot = draft.last();
+            self.extent.snapshot_bytes = draft.bytes();
         }
         debug!(bytes = draft.bytes(), "snapshot written");
         // Whoever asked may have gone.
@@ -328,22 +328,22 @@ impl WriterThread {
                 self.committed = Some(*committed);
             }
         }
-        let is_due = !self.drafts.is_empty() || self.grown.purged.is_some();
+        let is_due = !self.drafts.is_empty() || self.extent.purged.is_some();
         if is_due || ops.iter().any(Op::is_change) {
             let committed = self.committed.filter(|committed| self.is_here(*committed));
             self.committed = self.committed.filter(|_| committed.is_none());
-            let Self { database, grown, drafts, snapshots, .. } = self;
+            let Self { database, extent, drafts, snapshots, .. } = self;
             let is_whole = file::write(database, |transaction| {
                 for op in ops.iter() {
-                    put(transaction, op, grown)?;
+                    put(transaction, op, extent)?;
                 }
                 if let Some(committed) = committed {
                     file::put_meta(transaction, Meta::Committed, &json(&committed))?;
                 }
-                if let Some(upto) = grown.purged
+                if let Some(upto) = extent.purged
                     && !file::remove_purged(transaction, upto, MAX_AT_ONCE)?
                 {
-                    grown.purged = None;
+                    extent.purged = None;
                 }
                 let draft = drafts.front_mut();
                 draft.map_or(Ok(false), |(draft, _)| draft.put_part(transaction, snapshots.part))
@@ -354,7 +354,7 @@ impl WriterThread {
             }
         }
         ops.drain(..).for_each(|op| self.finish(op));
-        let Grown { entries, entry_bytes, snapshot_bytes, .. } = self.grown;
+        let Extent { entries, entry_bytes, snapshot_bytes, .. } = self.extent;
         let many = entries >= self.snapshots.entries || entry_bytes >= self.snapshots.bytes;
         if many && entry_bytes >= snapshot_bytes && !self.asked {
             self.asked = true;
@@ -423,7 +423,7 @@ impl WriterThread {
     fn write_late(&mut self) {
         let late = std::mem::take(&mut self.late);
         let written = file::write(&self.database, |transaction| {
-            late.iter().try_for_each(|op| put(transaction, op, &mut self.grown))
+            late.iter().try_for_each(|op| put(transaction, op, &mut self.extent))
         });
         if let Err(failure) = written {
             error!(%failure, "what was late is lost");
@@ -432,17 +432,17 @@ impl WriterThread {
 }
 
 /// Does one thing of a transaction.
-fn put(transaction: &WriteTransaction, op: &Op, grown: &mut Grown) -> Result<(), redb::Error> {
+fn put(transaction: &WriteTransaction, op: &Op, extent: &mut Extent) -> Result<(), redb::Error> {
     match op {
         Op::Append { entries, .. } => {
-            grown.entries += entries.len() as u64;
-            grown.entry_bytes += entries.iter().map(|(_, body)| body.len() as u64).sum::<u64>();
+            extent.entries += entries.len() as u64;
+            extent.entry_bytes += entries.iter().map(|(_, body)| body.len() as u64).sum::<u64>();
             file::put_entries(transaction, entries)
         }
         Op::Vote { vote, .. } => file::put_meta(transaction, Meta::Vote, &json(vote)),
         Op::Truncate { from, .. } => file::remove_entries(transaction, *from..),
         Op::Purge(upto) => {
-            grown.purged = Some(upto.index);
+            extent.purged = Some(upto.index);
             file::put_meta(transaction, Meta::Purged, &json(upto))
         }
         Op::Snapshot { .. } | Op::ReadSnapshot(_) | Op::Committed(_) | Op::Stop(_) | Op::End => {
