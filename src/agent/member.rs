@@ -12,9 +12,9 @@ use anyhow::Context as _;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use tracing::warn;
 
 use super::{
@@ -93,6 +93,28 @@ impl Manager {
         // A sender that is gone, or never sends, leaves what there is.
         let _ = timeout(FOUND_WITHIN, connected.wait_for(Option::is_some)).await;
         self.channel()
+    }
+
+    /// Asks the manager something that it may be asked more than once. One that cannot answer, because it
+    /// is being ended or has lost the others, is left for the next by the stream to it: that one is asked then.
+    ///
+    /// # Errors
+    /// The manager refuses, or none answers in time.
+    pub async fn ask<T>(
+        &self,
+        mut call: impl AsyncFnMut(Channel) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let mut connected = self.connected.clone();
+        let until = Instant::now() + FOUND_WITHIN;
+        loop {
+            connected.mark_unchanged();
+            let answered = call(self.connected().await?).await;
+            let away = answered.as_ref().is_err_and(|status| status.code() == Code::Unavailable);
+            let left = away && matches!(timeout_at(until, connected.changed()).await, Ok(Ok(())));
+            if !left {
+                return answered;
+            }
+        }
     }
 
     /// Talks to this manager at once, if to none now.
@@ -437,3 +459,60 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
 /// How soon an emptied state folder is noticed where nothing changes.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tonic::transport::Endpoint;
+
+    use super::*;
+
+    fn channel() -> Channel {
+        Endpoint::from_static("http://192.0.2.1:1").connect_lazy()
+    }
+
+    fn manager() -> (watch::Sender<Option<Channel>>, Manager) {
+        let (link, connected) = watch::channel(Some(channel()));
+        let home = ([192, 0, 2, 1], 1).into();
+        let managers = Arc::new(Managers::new(home, Vec::new(), Role::Worker));
+        let standing = managers.standing();
+        (link, Manager { managers, connected, standing })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_ends_while_it_is_asked_leaves_the_answer_to_the_next() {
+        let (link, manager) = manager();
+        let asked = AtomicUsize::new(0);
+        let answer = manager.ask(async |_| match asked.fetch_add(1, Relaxed) {
+            0 => {
+                link.send_replace(None);
+                link.send_replace(Some(channel()));
+                Err(Status::unavailable("this manager is ending"))
+            }
+            _ => Ok(()),
+        });
+        assert!(answer.await.is_ok());
+        assert_eq!(asked.into_inner(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_is_not_asked_again_and_one_that_stays_away_is_waited_for_no_longer() {
+        let (_link, manager) = manager();
+        for (code, longest) in
+            [(Code::FailedPrecondition, Duration::ZERO), (Code::Unavailable, FOUND_WITHIN)]
+        {
+            let (started, asked) = (Instant::now(), AtomicUsize::new(0));
+            let answer = manager.ask::<()>(async |_| {
+                asked.fetch_add(1, Relaxed);
+                Err(Status::new(code, "no"))
+            });
+            assert_eq!(
+                answer.await.map_err(|status| status.message().to_owned()),
+                Err("no".into())
+            );
+            assert_eq!(asked.into_inner(), 1);
+            assert!(started.elapsed() <= longest + Duration::from_millis(1), "{code:?}");
+        }
+    }
+}

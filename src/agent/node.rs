@@ -351,11 +351,11 @@ impl Node {
         let is_manager = stop.is_some();
         if is_manager && !request.force {
             // Another one may only just have begun to lead.
-            join::ask_to_leave(member.manager.connected().await?).await?;
+            member.manager.ask(join::ask_to_leave).await?;
         }
         member.attachments.end_all().await.map_err(refused)?;
         let told = match member.manager.channel() {
-            Ok(channel) => join::leave(channel).await,
+            Ok(_) => member.manager.ask(join::leave).await,
             Err(status) => Err(status),
         };
         // The last one has nobody to tell, and one that must go goes.

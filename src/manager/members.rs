@@ -126,7 +126,9 @@ impl Shared {
         let mut current = self.current.subscribe();
         let soon = SERVES_SOON.max(self.dispatcher.heartbeat().borrow().min(SERVES_LATEST));
         let serves = async {
-            if !self.log.is_current() {
+            let current_now =
+                self.log.is_current() && self.log.read(|state| self.is_manager(state));
+            if !current_now {
                 // Thousands may wait here, for whom one looks.
                 let known = current.wait_for(|current| *current).await;
                 known.is_ok().then_some(())?;
@@ -147,6 +149,11 @@ impl Shared {
         }
     }
 
+    /// Whether the state has this manager's node as one.
+    fn is_manager(&self, state: &State) -> bool {
+        state.node(self.node).is_some_and(|node| node.role == Role::Manager)
+    }
+
     /// Ends the streams whenever this manager has not heard for a while what is decided: their agents
     /// find another one that has. With many nodes, whose heartbeat is longer, it is that much more
     /// patient: while nobody leads there is no other one, and an election must not be held up by
@@ -155,7 +162,8 @@ impl Shared {
         let mut current_at = Instant::now();
         loop {
             sleep(BETWEEN_LOOKS).await;
-            let current = self.log.is_current();
+            // One that was demoted knows for how long nobody tells it more; others serve its agents.
+            let current = self.log.is_current() && self.log.read(|state| self.is_manager(state));
             self.current.send_if_modified(|known| std::mem::replace(known, current) != current);
             let heartbeat = *self.dispatcher.heartbeat().borrow();
             if current {

@@ -88,7 +88,10 @@ async fn a_closed_log_says_that_it_ends() {
     let log = create(&disk).await;
     log.close().await;
     let stopped = refused(&log).await;
-    assert_eq!(stopped.to_string(), "this manager is ending; ask again when overlayd is started");
+    assert_eq!(
+        stopped.to_string(),
+        "this manager is ending; ask again, or start overlayd again if it does not run"
+    );
     assert_eq!(log.read(|state| state.revision()), 0);
 }
 

@@ -210,7 +210,7 @@ pub enum Stopped {
         entry: u64,
     },
     /// The manager ends.
-    #[error("this manager is ending; ask again when overlayd is started")]
+    #[error("this manager is ending; ask again, or start overlayd again if it does not run")]
     Ending,
 }
 
