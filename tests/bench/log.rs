@@ -22,7 +22,7 @@ use overlay::{
         Availability, EndpointId, NetworkId, Node, NodeId, NodeStatus, Revision, Role, VersionRange,
     },
 };
-use tokio::time::{interval, sleep};
+use tokio::{task::JoinSet, time::interval};
 
 /// Measures all of it.
 pub fn run(seconds: u64) {
@@ -32,7 +32,8 @@ pub fn run(seconds: u64) {
     runtime.block_on(large_state(folder.path()));
 }
 
-/// As fast as 64 writers can, then a thousand a second.
+/// As fast as 64 writers can, then a thousand a second for `time`, with the memory that is resident after
+/// each tenth of it.
 async fn commits(folder: &Path, time: Duration) {
     let file = LogFile::create(&folder.join("small.redb")).expect("a log");
     let log = Arc::new(Log::start(file, member(1, false, Arc::new(Alone))).await.expect("a start"));
@@ -44,20 +45,26 @@ async fn commits(folder: &Path, time: Duration) {
         let log = log.clone();
         tokio::spawn(async move {
             let mut took = Vec::new();
-            while started.elapsed() < time {
+            while started.elapsed() < Duration::from_secs(5) {
                 took.push(timed(&log, status()).await);
             }
             took
         })
     });
-    let took = join_all(writers).await.into_iter().flat_map(|took| took.expect("a writer"));
-    let took: Vec<Duration> = took.collect();
-    let rate = took.len() as f64 / started.elapsed().as_secs_f64();
-    println!("log: 64 writers: {rate:.0} commits/s, {}", Spread(took));
-    let before = resident_mb();
-    let took = paced(&log, time).await;
-    println!("log: 1,000 commits/s: {}", Spread(took));
-    println!("log: {before} MB resident before, {} MB after", resident_mb());
+    let mut took = Took::default();
+    for writer in join_all(writers).await {
+        writer.expect("a writer").into_iter().for_each(|each| took.add(each));
+    }
+    let rate = took.count as f64 / started.elapsed().as_secs_f64();
+    println!("log: 64 writers: {rate:.0} commits/s, {took}");
+    let mut resident = vec![resident_mb()];
+    let mut took = Took::default();
+    for _ in 0..10 {
+        took.join(paced(&log, time / 10).await);
+        resident.push(resident_mb());
+    }
+    println!("log: 1,000 commits/s: {took}");
+    println!("log: MB resident before, and after each tenth of {time:?}: {resident:?}");
     log.close().await;
 }
 
@@ -71,7 +78,7 @@ async fn large_state(folder: &Path) {
     let log = Arc::new(log);
     let _ = way.first.set(log.clone());
     let took = paced(&log, Duration::from_secs(3)).await;
-    println!("log: {megabytes} MB of state: {}", Spread(took));
+    println!("log: {megabytes} MB of state: {}", took);
 
     // As many bytes of entries as the state has make another snapshot due: in the middle of it.
     let labels = Command::UpdateNode(UpdateNode {
@@ -87,7 +94,7 @@ async fn large_state(folder: &Path) {
     };
     fill(megabytes - 4).await;
     let (took, ()) = join!(paced(&log, Duration::from_secs(8)), fill(8));
-    println!("log: while a snapshot of it is written: {}", Spread(took));
+    println!("log: while a snapshot of it is written: {}", took);
 
     let file = LogFile::create(&folder.join("second.redb")).expect("a log");
     let second = Log::start(file, member(2, true, way.clone())).await.expect("a start");
@@ -105,7 +112,7 @@ async fn large_state(folder: &Path) {
     println!(
         "log: while a member gets it, which takes {:?}: {}",
         joins.await.expect("a join"),
-        Spread(took)
+        took
     );
     log.close().await;
 }
@@ -152,31 +159,73 @@ async fn timed(log: &Log, command: Command) -> Duration {
 }
 
 /// Ten commits each hundredth of a second, whatever became of those before.
-async fn paced(log: &Arc<Log>, time: Duration) -> Vec<Duration> {
+async fn paced(log: &Arc<Log>, time: Duration) -> Took {
     let mut ticks = interval(Duration::from_millis(10));
-    let mut commits = Vec::new();
+    let mut commits = JoinSet::new();
+    let mut took = Took::default();
     let started = Instant::now();
     while started.elapsed() < time {
         ticks.tick().await;
-        commits.extend((0..10).map(|_| {
+        while let Some(each) = commits.try_join_next() {
+            took.add(each.expect("a commit"));
+        }
+        for _ in 0..10 {
             let log = log.clone();
-            tokio::spawn(async move { timed(&log, status()).await })
-        }));
+            commits.spawn(async move { timed(&log, status()).await });
+        }
     }
-    sleep(Duration::from_millis(100)).await;
-    join_all(commits).await.into_iter().map(|took| took.expect("a commit")).collect()
+    for each in commits.join_all().await {
+        took.add(each);
+    }
+    took
 }
 
-/// How long commits took.
-struct Spread(Vec<Duration>);
+/// How long commits took, in memory that does not grow with their number: how many by tenths of a
+/// millisecond, the last for all that took longer.
+struct Took {
+    by_tenths: Vec<u64>,
+    count: u64,
+    longest: Duration,
+}
 
-impl std::fmt::Display for Spread {
+impl Default for Took {
+    fn default() -> Self {
+        Took { by_tenths: vec![0; 100_000], count: 0, longest: Duration::ZERO }
+    }
+}
+
+impl Took {
+    fn add(&mut self, took: Duration) {
+        let tenth = (took.as_micros() / 100) as usize;
+        self.by_tenths[tenth.min(99_999)] += 1;
+        self.count += 1;
+        self.longest = self.longest.max(took);
+    }
+
+    fn join(&mut self, other: Took) {
+        for (here, there) in self.by_tenths.iter_mut().zip(&other.by_tenths) {
+            *here += there;
+        }
+        self.count += other.count;
+        self.longest = self.longest.max(other.longest);
+    }
+
+    /// The upper end of the tenth of a millisecond that holds the commit at that part of them.
+    fn at(&self, part: f64) -> Duration {
+        let wanted = (self.count as f64 * part) as u64;
+        let mut before = 0;
+        let tenth = self.by_tenths.iter().position(|count| {
+            before += count;
+            before > wanted
+        });
+        Duration::from_micros(100) * (tenth.unwrap_or(99_999) as u32 + 1)
+    }
+}
+
+impl std::fmt::Display for Took {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut took = self.0.clone();
-        took.sort();
-        let at = |part: f64| took[(took.len() as f64 * part) as usize];
-        let last = took.last().copied().unwrap_or_default();
-        write!(f, "p50 {:.1?}, p99 {:.1?}, longest {last:.1?}", at(0.5), at(0.99))
+        let [p50, p99] = [0.5, 0.99].map(|part| self.at(part));
+        write!(f, "p50 {p50:?}, p99 {p99:?}, longest {:.1?}", self.longest)
     }
 }
 
@@ -228,7 +277,8 @@ fn large() -> State {
     state
 }
 
-fn cluster() -> Command {
+/// Makes a cluster.
+pub fn cluster() -> Command {
     let cluster = Cluster {
         id: [9; 16],
         pool: "10.0.0.0/8".parse().expect("a subnet"),
@@ -251,7 +301,10 @@ fn cluster() -> Command {
     Command::CreateCluster { cluster, secrets }
 }
 
-fn node(id: u128) -> Command {
+/// Takes a worker in, of which nothing is heard yet.
+pub fn node(id: u128) -> Command {
+    let mut public_key = [0; 32];
+    public_key[..16].copy_from_slice(&id.to_be_bytes());
     let node = Node {
         id: NodeId::from_u128(id),
         name: format!("n{id}").parse().expect("a name"),
@@ -261,7 +314,7 @@ fn node(id: u128) -> Command {
         advertise_addr: "192.0.2.2:2377".parse().expect("an address"),
         data_addr: "192.0.2.2:7790".parse().expect("an address"),
         underlay_mtu: 1500,
-        public_key: [7; 32],
+        public_key,
         versions: VersionRange { lowest: 1, highest: 1 },
         version: "0.1.0".into(),
         labels: BTreeMap::new(),
