@@ -167,7 +167,12 @@ impl Dispatcher {
                 | Event::NodeStatusChanged(..)
                 | Event::NetworkChanged(_)
                 | Event::EndpointCreated(_)
-                | Event::EndpointRemoved(_) => {}
+                | Event::EndpointRemoved(_)
+                | Event::NodeUpdated(_)
+                | Event::ServiceChanged(_)
+                | Event::ServiceRemoved(_)
+                | Event::TaskChanged(_)
+                | Event::TaskRemoved(_) => {}
             }
         }
         if self.addresses.handle_events(state, events) {
@@ -611,6 +616,11 @@ impl Sessions {
             Event::NetworkRemoved(_)
             | Event::NodeStatusChanged(..)
             | Event::SecretsChanged
+            | Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
             | Event::RootsChanged => BTreeSet::new(),
         }
     }

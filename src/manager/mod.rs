@@ -595,7 +595,11 @@ async fn register_first(
     log.propose(Command::CreateCluster { cluster, secrets }).await?;
     match log.propose(Command::RegisterNode(first)).await?.1 {
         Outcome::Node(node) => Ok(node),
-        Outcome::Done | Outcome::Generation(_) | Outcome::Network(_) | Outcome::Endpoint(_) => {
+        Outcome::Done
+        | Outcome::Generation(_)
+        | Outcome::Network(_)
+        | Outcome::Endpoint(_)
+        | Outcome::Service(_) => {
             bail!("registering gave no node")
         }
     }

@@ -144,6 +144,11 @@ impl Addresses {
             | Event::EndpointCreated(_)
             | Event::EndpointRemoved(_)
             | Event::SecretsChanged
+            | Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
             | Event::RootsChanged => false,
         };
         let concerned = events.iter().any(concerns);

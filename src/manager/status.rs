@@ -44,7 +44,12 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::SecretRotating
         | Refusal::RootRotating { .. }
         | Refusal::OnlyManager { .. }
-        | Refusal::NetworkInUse { .. } => Code::FailedPrecondition,
+        | Refusal::NetworkInUse { .. }
+        | Refusal::NetworkOfServices { .. }
+        | Refusal::OfTask { .. }
+        | Refusal::NoPrevious { .. }
+        | Refusal::ModeChanged { .. } => Code::FailedPrecondition,
+        Refusal::ServiceChanged { .. } => Code::Aborted,
         Refusal::NotYours { .. }
         | Refusal::TokenUnknown
         | Refusal::TokenRotated
@@ -68,7 +73,8 @@ fn code(refusal: &Refusal) -> Code {
         | Refusal::AddressReserved { .. }
         | Refusal::AddressIsGateway { .. }
         | Refusal::AddressFamilyTwice { .. }
-        | Refusal::TooManyAliases => Code::InvalidArgument,
+        | Refusal::TooManyAliases
+        | Refusal::Definition(_) => Code::InvalidArgument,
     }
 }
 

@@ -49,7 +49,11 @@ impl Shared {
             let rotate = Command::RotateToken { role, now_s: now_s()? };
             match self.log.propose(rotate).await.map_err(status::of_proposal)?.1 {
                 Outcome::Generation(generation) => generation,
-                Outcome::Done | Outcome::Node(_) | Outcome::Network(_) | Outcome::Endpoint(_) => {
+                Outcome::Done
+                | Outcome::Node(_)
+                | Outcome::Network(_)
+                | Outcome::Endpoint(_)
+                | Outcome::Service(_) => {
                     return Err(Status::internal("rotating a token gave none"));
                 }
             }

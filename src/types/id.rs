@@ -17,6 +17,10 @@ pub enum NodeKind {}
 pub enum NetworkKind {}
 /// Marks the identifiers of endpoints.
 pub enum EndpointKind {}
+/// Marks the identifiers of services.
+pub enum ServiceKind {}
+/// Marks the identifiers of tasks.
+pub enum TaskKind {}
 
 /// Identifies a node.
 pub type NodeId = Id<NodeKind>;
@@ -24,6 +28,10 @@ pub type NodeId = Id<NodeKind>;
 pub type NetworkId = Id<NetworkKind>;
 /// Identifies an endpoint.
 pub type EndpointId = Id<EndpointKind>;
+/// Identifies a service.
+pub type ServiceId = Id<ServiceKind>;
+/// Identifies a task.
+pub type TaskId = Id<TaskKind>;
 
 /// Says that a text is not an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

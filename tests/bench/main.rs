@@ -1,8 +1,10 @@
 //! Functions of the packet path and the tables, measured: nanoseconds a call, the median of many
 //! runs. `cargo xtask bench` runs this; `cargo bench --bench bench WORD` measures what has WORD in
-//! its name. The managers' log takes longer, and has a word of its own.
+//! its name. The managers' log and their scheduler take longer, and have words of their own: `log` and
+//! `schedule`.
 
 mod log;
+mod schedule;
 
 use std::{
     hint::black_box,
@@ -66,6 +68,9 @@ fn main() {
     let bench = Bench { wanted: words.next() };
     if bench.wanted.as_deref() == Some("log") {
         return log::run(words.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(5));
+    }
+    if bench.wanted.as_deref() == Some("schedule") {
+        return schedule::run();
     }
     seals(&bench);
     verdicts(&bench);

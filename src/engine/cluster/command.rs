@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     root::RotateRoot,
     secrets::Secrets,
+    service::{CreateService, RollBackService, SetUpdateState, UpdateService},
+    task::TaskChange,
     token::{CreateToken, TokenUse},
 };
 use crate::types::{
-    Availability, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus, Role,
-    Vni,
+    Availability, Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, NodeStatus,
+    Resources, Role, Service, ServiceId, Task, TaskId, Vni,
 };
 
 /// One entry of the log.
@@ -94,6 +96,35 @@ pub enum Command {
     StartEpoch,
     /// Notes that in this epoch addresses may be handed out.
     SettleEpoch,
+    /// Notes what a node has for tasks.
+    SetCapacity {
+        /// Which node.
+        node: NodeId,
+        /// What it has.
+        capacity: Resources,
+    },
+    /// Makes a service.
+    CreateService(CreateService),
+    /// Changes what is wanted of a service.
+    UpdateService(UpdateService),
+    /// Takes a service back to what was wanted before.
+    RollBackService(RollBackService),
+    /// Notes how far the update of a service is.
+    SetUpdateState(SetUpdateState),
+    /// Ends a service and its tasks.
+    RemoveService {
+        /// Which service.
+        service: ServiceId,
+        /// The proposer's clock, in milliseconds since 1970.
+        now_ms: u64,
+    },
+    /// Makes tasks and has them go on, one change after the other.
+    ChangeTasks {
+        /// Each stands for itself.
+        changes: Vec<TaskChange>,
+        /// The proposer's clock, in milliseconds since 1970.
+        now_ms: u64,
+    },
     /// Ends an endpoint; only its own node may.
     RemoveEndpoint {
         /// Which endpoint.
@@ -229,6 +260,8 @@ pub enum Outcome {
     Network(Network),
     /// The endpoint as made.
     Endpoint(Endpoint),
+    /// The service as it is now.
+    Service(Box<Service>),
 }
 
 /// What a command changed, in order.
@@ -236,6 +269,8 @@ pub enum Outcome {
 pub enum Event {
     /// A node was added, or what peers know of it changed.
     NodeChanged(NodeId),
+    /// What decides which tasks a node takes changed: availability, labels, capacity.
+    NodeUpdated(NodeId),
     /// A node is heard or not.
     NodeStatusChanged(NodeId, NodeStatus),
     /// A node became a manager, or is one no more.
@@ -250,6 +285,14 @@ pub enum Event {
     EndpointCreated(Endpoint),
     /// An endpoint ended.
     EndpointRemoved(Endpoint),
+    /// A service was made or changed, or leaves.
+    ServiceChanged(ServiceId),
+    /// A service's last task is gone, and so is it.
+    ServiceRemoved(ServiceId),
+    /// A task was made or changed.
+    TaskChanged(TaskId),
+    /// A task is forgotten; this is what it was.
+    TaskRemoved(Box<Task>),
     /// The keys of all pairs of nodes changed.
     SecretsChanged,
     /// Other roots are trusted, or another signs.

@@ -63,7 +63,14 @@ impl Digests {
                     sums.endpoints.remove(digest::of_endpoint(endpoint));
                 }
             }
-            Event::NodeStatusChanged(..) | Event::RoleChanged(..) | Event::RootsChanged => {}
+            Event::NodeStatusChanged(..)
+            | Event::RoleChanged(..)
+            | Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
+            | Event::RootsChanged => {}
             Event::SecretsChanged => self.count_peers(state, keys),
         }
     }

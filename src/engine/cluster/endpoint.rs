@@ -81,6 +81,9 @@ impl State {
         if endpoint.node != node {
             return Err(Refusal::NotYours { endpoint: endpoint.name.clone() });
         }
+        if self.endpoint_tasks.contains_key(&id) {
+            return Err(Refusal::OfTask { endpoint: endpoint.name.clone() });
+        }
         let events = self.free_endpoint(id).map(Event::EndpointRemoved).into_iter().collect();
         Ok(Applied { outcome: Outcome::Done, events })
     }

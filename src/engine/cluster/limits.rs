@@ -1,6 +1,6 @@
 //! The bounds of everything that the cluster's state holds.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use super::refusal::Refusal;
 
@@ -12,6 +12,22 @@ pub const HEARTBEATS_A_SECOND: usize = 1000;
 pub const MAX_NETWORKS: usize = 65_536;
 /// Ten times what a node of a full cluster is expected to run on average.
 pub const MAX_ENDPOINTS: usize = 1_048_576;
+/// As many as a cluster has networks.
+pub const MAX_SERVICES: usize = 65_536;
+/// Tasks that services may want together: sixteen on every node.
+pub const MAX_TASKS: usize = 262_144;
+/// Tasks in the state, with those that have ended and are kept to be looked at: six a slot.
+pub const MAX_TASKS_KEPT: usize = 6 * MAX_TASKS;
+/// A task's command, environment and paths together.
+pub const MAX_DEFINITION_BYTES: usize = 65_536;
+/// Networks of one task.
+pub const MAX_TASK_NETWORKS: usize = 16;
+/// Mounts of one task.
+pub const MAX_MOUNTS: usize = 64;
+/// Labels that a service's tasks spread over.
+pub const MAX_SPREAD: usize = 8;
+/// The longest of all times in a definition.
+pub const MAX_TIME: Duration = Duration::from_secs(30 * 86_400);
 /// Names of one endpoint beside its own.
 pub const MAX_ALIASES: usize = 16;
 /// Labels of one object.

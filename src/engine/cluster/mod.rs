@@ -8,12 +8,14 @@
 //! ```
 
 mod command;
+mod definition;
 mod digests;
 mod endpoint;
 mod limits;
 pub mod liveness;
 mod network;
 mod node;
+pub mod orchestrator;
 mod reference;
 mod refusal;
 mod root;
@@ -21,7 +23,9 @@ mod roster;
 mod scope;
 mod secrets;
 mod serial;
+mod service;
 mod subnet;
+mod task;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -37,6 +41,7 @@ pub use self::{
         Applied, Cluster, Command, CreateEndpoint, CreateNetwork, Event, Ipv6, NameChoice, Outcome,
         RegisterNode, UpdateNode,
     },
+    definition::{Field, Mistake, Mistakes},
     digests::Digests,
     reference::resolve,
     refusal::{Kind, Refusal},
@@ -44,11 +49,14 @@ pub use self::{
     roster::{Roster, Rosters},
     scope::Scope,
     secrets::{OlderSecret, Secrets},
+    service::{CreateService, RollBackBy, RollBackService, SetUpdateState, UpdateService},
+    task::{Assignment, CreateTask, Observed, TaskChange},
     token::{CreateToken, TokenHash, TokenUse},
 };
-use self::{network::NetworkEntry, serial::Serial, token::Tokens};
+use self::{network::NetworkEntry, serial::Serial, service::ServiceEntry, token::Tokens};
 use crate::types::{
-    Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Position, Revision,
+    Endpoint, EndpointId, Name, Network, NetworkId, Node, NodeId, Position, Resources, Revision,
+    ServiceId, Task, TaskId,
 };
 
 /// Everything that the cluster knows. A snapshot of the log is this, as `serde` writes it; a copy costs
@@ -74,6 +82,23 @@ pub struct State {
     /// How often the root was rotated before a node's certificate was made; absent is never.
     #[serde(default)]
     certified: OrdMap<NodeId, u32>,
+    /// What nodes have for tasks.
+    #[serde(default)]
+    capacities: OrdMap<NodeId, Resources>,
+    #[serde(default)]
+    services: OrdMap<ServiceId, ServiceEntry>,
+    /// Of those that do not leave.
+    #[serde(default)]
+    service_names: OrdMap<Name, ServiceId>,
+    /// How many tasks the services want together.
+    #[serde(default)]
+    replicas: usize,
+    #[serde(default)]
+    tasks: OrdMap<TaskId, Task>,
+    #[serde(default)]
+    node_tasks: OrdMap<NodeId, OrdSet<TaskId>>,
+    #[serde(default)]
+    endpoint_tasks: OrdMap<EndpointId, TaskId>,
 }
 
 /// The cluster's settings, and what is handed out cluster-wide.
@@ -122,6 +147,13 @@ impl State {
                 Ok(Applied { outcome: Outcome::Done, events: Vec::new() })
             }
             Command::RemoveEndpoint { endpoint, node } => self.remove_endpoint(endpoint, node),
+            Command::SetCapacity { node, capacity } => self.set_capacity(node, capacity),
+            Command::CreateService(create) => self.create_service(create),
+            Command::UpdateService(update) => self.update_service(update),
+            Command::RollBackService(back) => self.roll_back_service(back),
+            Command::SetUpdateState(set) => self.set_update_state(set),
+            Command::RemoveService { service, now_ms } => self.remove_service(service, now_ms),
+            Command::ChangeTasks { changes, now_ms } => Ok(self.change_tasks(changes, now_ms)),
         }
     }
 
@@ -171,6 +203,11 @@ impl State {
     /// Returns a node.
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id)
+    }
+
+    /// Returns what a node has for tasks; nothing as long as it has not said.
+    pub fn capacity(&self, node: NodeId) -> Resources {
+        self.capacities.get(&node).copied().unwrap_or_default()
     }
 
     /// Lists the networks by id.

@@ -20,6 +20,9 @@ pub(super) struct NetworkEntry {
     pub pools: Vec<AddressPool>,
     /// The endpoints on it.
     pub names: OrdMap<Name, EndpointId>,
+    /// How many services are on it.
+    #[serde(default)]
+    pub services: u32,
     automatic: Automatic,
 }
 
@@ -56,8 +59,13 @@ impl State {
             labels: create.labels,
         };
         self.network_names.insert(network.name.clone(), network.id);
-        let entry =
-            NetworkEntry { network: network.clone(), pools, names: OrdMap::new(), automatic };
+        let entry = NetworkEntry {
+            network: network.clone(),
+            pools,
+            names: OrdMap::new(),
+            services: 0,
+            automatic,
+        };
         self.networks.insert(network.id, entry);
         let events = vec![Event::NetworkChanged(network.id)];
         Ok(Applied { outcome: Outcome::Network(network), events })
@@ -65,6 +73,10 @@ impl State {
 
     pub(super) fn remove_network(&mut self, id: NetworkId) -> Result<Applied, Refusal> {
         let entry = self.networks.get(&id).ok_or_else(|| unknown(Kind::Network, id))?;
+        if entry.services > 0 {
+            let (name, services) = (entry.network.name.clone(), entry.services);
+            return Err(Refusal::NetworkOfServices { name, services });
+        }
         if !entry.names.is_empty() {
             let name = entry.network.name.clone();
             return Err(Refusal::NetworkInUse { name, endpoints: entry.names.len() });

@@ -5,7 +5,7 @@ use super::{
     limits::{MAX_NODES, MAX_UNDERLAYS, check_labels},
     unknown,
 };
-use crate::types::{Name, Node, NodeId, NodeStatus, Role, VersionRange};
+use crate::types::{Name, Node, NodeId, NodeStatus, Resources, Role, VersionRange};
 
 impl State {
     /// A node that was a member before and is not heard any more comes back as a new one: its old
@@ -104,8 +104,21 @@ impl State {
         check_labels(&labels)?;
         node.labels = labels;
         node.availability = update.availability.unwrap_or(node.availability);
-        // Nothing that other agents hold has changed.
-        Ok(Applied { outcome: Outcome::Node(node.clone()), events: Vec::new() })
+        // Nothing that agents hold has changed.
+        let events = vec![Event::NodeUpdated(node.id)];
+        Ok(Applied { outcome: Outcome::Node(node.clone()), events })
+    }
+
+    pub(super) fn set_capacity(
+        &mut self,
+        id: NodeId,
+        capacity: Resources,
+    ) -> Result<Applied, Refusal> {
+        if !self.nodes.contains_key(&id) {
+            return Err(unknown(Kind::Node, id));
+        }
+        self.capacities.insert(id, capacity);
+        Ok(Applied { outcome: Outcome::Done, events: vec![Event::NodeUpdated(id)] })
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<Applied, Refusal> {
@@ -119,9 +132,11 @@ impl State {
         self.node_names.remove(&node.name);
         self.underlays.remove(&id);
         self.certified.remove(&id);
+        self.capacities.remove(&id);
         self.end_token_use(id);
+        let mut events = Vec::new();
+        self.orphan_all(id, &mut events);
         let endpoints = self.node_endpoints.remove(&id).unwrap_or_default();
-        let mut events: Vec<Event> = Vec::with_capacity(endpoints.len() + 1);
         for endpoint in endpoints {
             events.extend(self.free_endpoint(endpoint).map(Event::EndpointRemoved));
         }

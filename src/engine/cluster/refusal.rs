@@ -6,6 +6,7 @@ use std::{borrow::Cow, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::definition::Mistakes;
 use super::limits::{MAX_ALIASES, MAX_LABEL_BYTES, MAX_LABELS, MAX_TOKENS, MTU_RANGE};
 use crate::types::{Name, VersionRange, Vni};
 
@@ -18,6 +19,10 @@ pub enum Kind {
     Network,
     /// An endpoint.
     Endpoint,
+    /// A service.
+    Service,
+    /// A task.
+    Task,
 }
 
 impl fmt::Display for Kind {
@@ -26,6 +31,8 @@ impl fmt::Display for Kind {
             Self::Node => "node",
             Self::Network => "network",
             Self::Endpoint => "endpoint",
+            Self::Service => "service",
+            Self::Task => "task",
         })
     }
 }
@@ -127,6 +134,8 @@ pub enum Refusal {
         MTU_RANGE.end()
     )]
     MtuOutOfRange { mtu: u16 },
+    #[error("network {name} is in use by {services} service(s); remove them first")]
+    NetworkOfServices { name: Name, services: u32 },
     #[error("network {name} is in use by {endpoints} endpoint(s); detach them first")]
     NetworkInUse { name: Name, endpoints: usize },
 
@@ -144,6 +153,17 @@ pub enum Refusal {
     AddressesExhausted { subnet: IpNet, network: Name },
     #[error("an endpoint takes at most {MAX_ALIASES} aliases")]
     TooManyAliases,
+    #[error("endpoint {endpoint} is a task's; it ends with its task")]
+    OfTask { endpoint: Name },
+
+    #[error("{0}")]
+    Definition(Mistakes),
+    #[error("service {name} was changed meanwhile; look at it, and ask again")]
+    ServiceChanged { name: Name },
+    #[error("service {name} stays replicated or global as it is; remove it, and make it anew")]
+    ModeChanged { name: Name },
+    #[error("service {name} has no earlier definition to go back to")]
+    NoPrevious { name: Name },
     #[error("endpoint {endpoint} is on another node; detach it there")]
     NotYours { endpoint: Name },
 }

@@ -51,6 +51,11 @@ impl Rosters {
             | Event::NodeRemoved(_)
             | Event::NetworkChanged(_)
             | Event::SecretsChanged
+            | Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
             | Event::RootsChanged => {}
         }
     }

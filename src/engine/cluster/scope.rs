@@ -167,7 +167,12 @@ impl Scope {
             Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
             // All peers change at once, which is a snapshot of them.
             Event::SecretsChanged => {}
-            Event::RootsChanged => {}
+            Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
+            | Event::RootsChanged => {}
         }
         changes
     }

@@ -791,7 +791,12 @@ proptest! {
                     | Event::EndpointCreated(_)
                     | Event::EndpointRemoved(_)
                     | Event::SecretsChanged
-                    | Event::RootsChanged => {}
+                    | Event::NodeUpdated(_)
+            | Event::ServiceChanged(_)
+            | Event::ServiceRemoved(_)
+            | Event::TaskChanged(_)
+            | Event::TaskRemoved(_)
+            | Event::RootsChanged => {}
                 }
             }
             for (id, (scope, replica)) in &views {
