@@ -515,6 +515,13 @@ impl Log {
     /// Nobody leads, or the log is stopped.
     pub async fn catch_up(&self) -> Result<(), ProposeError> {
         let raft = self.common.raft.get().ok_or(Stopped::Ending)?;
+        let caught_up = self.await_read_index(raft).await;
+        // It may be found out at any moment, before its log has ended too.
+        self.check_state()?;
+        caught_up
+    }
+
+    async fn await_read_index(&self, raft: &Raft) -> Result<(), ProposeError> {
         if leads_alone(&raft.metrics().borrow()) {
             // What it acknowledged it has applied, also when it writes no more.
             return Ok(());
