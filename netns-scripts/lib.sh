@@ -51,6 +51,8 @@ cleanup() {
         until gone "$pid" || [ $((tries += 1)) -gt 100 ]; do sleep 0.05; done
         kill -KILL "$pid" 2>/dev/null
     done
+    # Tasks outlive their daemons.
+    for name in "$WORK"/n*/state/tasks/*; do pkill -KILL -f "overlayd task run $name\$"; done
     for name in $(recorded namespaces); do ip netns delete "$name"; done
     for name in $(recorded disks); do umount -l "$name"; done
     [ $status = 0 ] || tail -n 20 "$WORK"/n*/log "$WORK"/*.out 2>/dev/null

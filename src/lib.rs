@@ -7,6 +7,7 @@
 //! | [`engine`] | decisions, pure: no socket, clock, disk, thread or random source |
 //! | [`sys`] | the only `unsafe`: system calls that no crate offers safely |
 //! | [`io`] | kernel handles in safe form: TUN, UDP, netlink, namespaces |
+//! | [`executor`] | tasks that are processes of the node: their supervisors, and what tells those |
 //! | [`api`] | what processes agree on: `.proto`, generated types, client |
 //! | [`agent`] | the shell of a node: forwarder threads, sessions thread, link to a manager, local API |
 //! | [`manager`] | the shell of a manager: log, trust, control API, dispatch |
@@ -39,6 +40,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod executor;
 pub mod io;
 pub mod manager;
 #[cfg(feature = "plant")]

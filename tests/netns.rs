@@ -2,6 +2,9 @@
 //! One at a time, since each measures or captures what the machine's few cores do. They need root, if
 //! only that of a user namespace, which `cargo xtask test` makes where that is needed.
 
+#[path = "netns/tasks.rs"]
+mod tasks;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -38,6 +41,11 @@ fn every_script_is_run() {
         let is_test = name.ends_with(".sh") && name != "lib.sh";
         assert!(!is_test || own.contains(&format!("run(\"{name}\"")), "{name} has no test here");
     }
+}
+
+#[test]
+fn services_and_their_tasks() {
+    run("services.sh", &[]);
 }
 
 #[test]

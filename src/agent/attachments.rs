@@ -13,6 +13,7 @@
 
 pub mod containers;
 mod restore;
+mod tasks;
 
 use std::{
     collections::BTreeMap,
@@ -222,6 +223,12 @@ impl Attachments {
             let _turn = self.turn.lock().await;
             let record = self.held().get(&id).cloned();
             let record = record.ok_or_else(|| Status::not_found("it ended just now"))?;
+            if Self::is_of_task(&self.table.borrow(), id) {
+                return Err(Status::failed_precondition(format!(
+                    "endpoint {} is a task's; it ends with its task",
+                    record.endpoint.name
+                )));
+            }
             let ended = self.end(id).await;
             ended.map_err(|error| Status::internal(format!("{error:#}")))?;
             info!(endpoint = %record.endpoint.name, "detached");
@@ -284,6 +291,9 @@ impl Attachments {
 
     /// Takes an endpoint out of the cluster; if the manager is away, it is done when it is back.
     async fn remove(&self, id: EndpointId) {
+        if Self::is_of_task(&self.table.borrow(), id) {
+            return;
+        }
         let request = RemoveEndpointRequest { endpoint: id.to_bytes().to_vec() };
         let removed = match self.manager.channel() {
             Ok(channel) => {
@@ -324,7 +334,7 @@ impl Attachments {
         self.report(table.epoch).await;
         let own = table.endpoints.values().filter(|endpoint| endpoint.node == self.node.id);
         for endpoint in own {
-            if !self.held().contains_key(&endpoint.id) {
+            if !self.held().contains_key(&endpoint.id) && !Self::is_of_task(&table, endpoint.id) {
                 self.remove(endpoint.id).await;
             }
         }

@@ -3,6 +3,8 @@
 //! that is away before another one is known; what only the leader knows goes to the one that the node
 //! talks to. A worker refuses them, and says where to go.
 
+mod services;
+
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
@@ -23,6 +25,7 @@ use crate::api::{
 };
 
 /// The service.
+#[derive(Clone)]
 pub struct Forward {
     pub(super) node: Arc<Node>,
 }
@@ -51,10 +54,14 @@ impl Forward {
 
     /// The way for what any manager does: to its own, unless that is only about to start or to end.
     async fn any(&self) -> Result<ControlClient<Channel>, Status> {
+        Ok(client(self.any_channel().await?))
+    }
+
+    async fn any_channel(&self) -> Result<Channel, Status> {
         let member = self.node.manager().await?;
         match member.to_own_manager().await {
-            Ok(channel) => Ok(client(channel)),
-            Err(_) => Ok(client(member.manager.connected().await?)),
+            Ok(channel) => Ok(channel),
+            Err(_) => member.manager.connected().await,
         }
     }
 }

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::{
     certificate::Certificate,
     managers::{Managers, Standing},
+    tasks::Reports,
 };
 use crate::{
     api::{
@@ -28,13 +29,14 @@ use crate::{
         parse_id, parse_list,
         proto::{
             self, AgentMessage, Bookmark, Delta, Hello, Looked, ManagerMessage, Ping, Resync,
-            agent_message, dispatch_client::DispatchClient, manager_message,
+            TaskReport, agent_message, dispatch_client::DispatchClient, manager_message,
         },
         read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::membership::{Change, Replica, Snapshot, Table},
-    io::clock,
-    types::{NodeId, Position, ScopeId},
+    executor::Report,
+    io::{clock, machine},
+    types::{NodeId, NodeTask, Position, ScopeId, TaskId},
 };
 
 /// Looks for another node over the data plane for a while, and tells whether it was heard.
@@ -49,6 +51,7 @@ pub struct LinkTask<P> {
     publish: P,
     look_for: LookFor,
     connected: watch::Sender<Option<Channel>>,
+    reports: Arc<Reports>,
 }
 
 impl<P: Fn(&Table) + Send> LinkTask<P> {
@@ -63,7 +66,13 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         connected: watch::Sender<Option<Channel>>,
     ) -> Self {
         let replica = Replica::new(table);
-        Self { managers, certificate, replica, publish, look_for, connected }
+        let reports = Arc::default();
+        Self { managers, certificate, replica, publish, look_for, connected, reports }
+    }
+
+    /// Has it tell the manager how far the node's tasks are.
+    pub fn telling(self, reports: Arc<Reports>) -> Self {
+        Self { reports, ..self }
     }
 
     /// Keeps the stream open for as long as it is polled.
@@ -126,7 +135,9 @@ impl<P: Fn(&Table) + Send> LinkTask<P> {
         let Position { epoch, revision } = self.replica.position();
         let scopes = scope_digests(&self.replica.digests());
         let number = clock::now().as_nanos();
-        let hello = Hello { epoch, revision, scopes, number };
+        let cpu_milli = machine::cpu_milli();
+        let memory_bytes = machine::memory_bytes().unwrap_or(0);
+        let hello = Hello { epoch, revision, scopes, number, cpu_milli, memory_bytes };
         outbound.send(message(agent_message::Message::Hello(hello))).await?;
         let messages = stream::unfold(messages, async |mut messages| {
             messages.recv().await.map(|message| (message, messages))
@@ -193,6 +204,9 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
     async fn serve(mut self, mut inbound: Streaming<ManagerMessage>) -> anyhow::Result<Infallible> {
         let mut next_ping = Instant::now();
         let mut heard = Instant::now();
+        let mut news = self.link.reports.news();
+        // A manager that is new to this node knows none of them.
+        self.report(self.link.reports.all()).await?;
         loop {
             tokio::select! {
                 // What came is heard before the time is looked at: a late reader is no silent manager.
@@ -212,6 +226,10 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                     Ok(None) => bail!("the manager closed the stream"),
                     Err(status) => bail!("{}", status.message()),
                 },
+                Ok(()) = news.changed() => {
+                    news.mark_unchanged();
+                    self.report(self.link.reports.take_news()).await?;
+                }
                 () = sleep_until(next_ping) => {
                     next_ping = Instant::now() + self.heartbeat;
                     self.ping();
@@ -219,6 +237,16 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
                 () = sleep_until(heard + self.patience) => bail!("the manager is silent"),
             }
         }
+    }
+
+    /// Tells how far tasks are.
+    async fn report(&self, reports: Vec<(TaskId, Report)>) -> anyhow::Result<()> {
+        for (task, report) in reports {
+            let task = task.to_bytes().to_vec();
+            let report = TaskReport { task, report: serde_json::to_vec(&report)? };
+            self.outbound.send(message(agent_message::Message::Task(report))).await?;
+        }
+        Ok(())
     }
 
     /// Says something: a full stream carries acknowledgements, which are heard as well.
@@ -373,6 +401,7 @@ fn snapshot(part: proto::Snapshot) -> Result<Snapshot, Malformed> {
         networks: Vec::new(),
         peers: Vec::new(),
         endpoints: Vec::new(),
+        tasks: Vec::new(),
     };
     extend(&mut snapshot, part)?;
     Ok(snapshot)
@@ -380,7 +409,7 @@ fn snapshot(part: proto::Snapshot) -> Result<Snapshot, Malformed> {
 
 /// Takes what another part holds.
 fn extend(snapshot: &mut Snapshot, part: proto::Snapshot) -> Result<(), Malformed> {
-    let proto::Snapshot { networks, peers, endpoints, .. } = part;
+    let proto::Snapshot { networks, peers, endpoints, tasks, .. } = part;
     for network in networks {
         snapshot.networks.push(network.try_into()?);
     }
@@ -390,7 +419,16 @@ fn extend(snapshot: &mut Snapshot, part: proto::Snapshot) -> Result<(), Malforme
     for endpoint in endpoints {
         snapshot.endpoints.push(endpoint.try_into()?);
     }
+    for text in tasks {
+        snapshot.tasks.push(task(&text)?);
+    }
     Ok(())
+}
+
+/// Reads a task.
+fn task(text: &[u8]) -> Result<NodeTask, Malformed> {
+    let bent = |error: serde_json::Error| Malformed { field: "task", why: error.to_string() };
+    serde_json::from_slice(text).map_err(bent)
 }
 
 fn change(change: proto::Change) -> Result<Change, Malformed> {
@@ -403,6 +441,8 @@ fn change(change: proto::Change) -> Result<Change, Malformed> {
         Wire::PeerGone(id) => Change::PeerGone(parse_id("peer", &id)?),
         Wire::Endpoint(endpoint) => Change::Endpoint(endpoint.try_into()?),
         Wire::EndpointGone(id) => Change::EndpointGone(parse_id("endpoint", &id)?),
+        Wire::Task(text) => Change::Task(Box::new(task(&text)?)),
+        Wire::TaskGone(id) => Change::TaskGone(parse_id("task", &id)?),
     })
 }
 

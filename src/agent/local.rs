@@ -17,6 +17,7 @@ use crate::{
             ListLocalEndpointsResponse, ListPeersRequest, ListPeersResponse, MemberInfo,
             StatsRequest, StatsResponse, control_client::ControlClient,
             control_server::ControlServer, local_server::LocalServer,
+            services_server::ServicesServer,
         },
     },
     io::service,
@@ -42,10 +43,13 @@ pub async fn serve(
     if let Err(error) = service::tell_ready() {
         tracing::warn!(%error, "the service manager does not know that this is ready");
     }
-    let forward = ControlServer::new(Forward { node: node.clone() });
+    let forward = Forward { node: node.clone() };
+    let services = ServicesServer::new(forward.clone());
+    let forward = ControlServer::new(forward);
     let local = LocalServer::new(Local { node });
     Server::builder()
         .add_service(forward.max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(services.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(local.max_decoding_message_size(MAX_MESSAGE_BYTES))
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;

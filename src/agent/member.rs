@@ -29,6 +29,7 @@ use super::{
     managers::{Managers, Standing},
     records::{MemberRecord, Records},
     renewal::RenewalTask,
+    tasks::{Ending, Reports, TasksTask},
 };
 use crate::{
     api::channel,
@@ -54,6 +55,8 @@ pub struct Member {
     records: Records,
     table: watch::Receiver<Arc<Table>>,
     tasks: Mutex<JoinSet<()>>,
+    reports: Arc<Reports>,
+    ending: Arc<Ending>,
 }
 
 /// The manager that a node talks to.
@@ -165,7 +168,7 @@ impl Member {
     /// The manager does not take the node; all that was started has ended.
     pub async fn start(parts: Parts) -> anyhow::Result<Arc<Self>> {
         let table = Table::empty(parts.joined.node.id);
-        let home = parts.record.manager;
+        let (home, state_dir) = (parts.record.manager, parts.state_dir.clone());
         let (member, link) = Self::assemble(parts, table, home)?;
         member.tasks().spawn(link);
         let mut connected = member.manager.connected.clone();
@@ -176,6 +179,7 @@ impl Member {
             anyhow::bail!("manager {manager} sends nothing; check it, and try again");
         }
         member.keep_certificate();
+        member.run_tasks(state_dir);
         Ok(member)
     }
 
@@ -194,6 +198,7 @@ impl Member {
         let table = table.unwrap_or_else(|| Table::empty(node));
         // Its own manager goes on, and need not be looked for.
         let home = parts.record.own_manager().unwrap_or(parts.record.manager);
+        let state_dir = parts.state_dir.clone();
         let (member, link) = Self::assemble(parts, table.clone(), home)?;
         member.dataplane.publish(Arc::new(table));
         let restored = member.attachments.restore().await;
@@ -205,6 +210,7 @@ impl Member {
         member.tasks().spawn(async move { dataplane.greet_peers().await });
         member.tasks().spawn(link);
         member.keep_certificate();
+        member.run_tasks(state_dir);
         Ok(member)
     }
 
@@ -241,6 +247,7 @@ impl Member {
                 Box::pin(async move { dataplane.look_for(node, within).await })
             })
         };
+        let reports: Arc<Reports> = Arc::default();
         let link = LinkTask::new(
             managers.clone(),
             certificate.clone(),
@@ -248,7 +255,8 @@ impl Member {
             publish,
             look_for,
             channels,
-        );
+        )
+        .telling(reports.clone());
         let standing = managers.standing();
         let manager = Manager { managers, connected, standing };
         let (ended_sender, ended) = ended;
@@ -273,6 +281,8 @@ impl Member {
             records,
             table: current,
             tasks: Mutex::default(),
+            reports,
+            ending: Arc::default(),
         });
         member.keep(state_dir, ended);
         Ok((member, link.run()))
@@ -315,6 +325,19 @@ impl Member {
         let addr = addr.ok_or_else(|| Status::failed_precondition("this node has no manager"))?;
         let opened = channel::to_manager(addr, self.certificate.config()).await;
         opened.map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    /// Starts to drive the node's tasks; their endpoints were taken over.
+    fn run_tasks(&self, state_dir: PathBuf) {
+        let (attachments, table) = (self.attachments.clone(), self.table.clone());
+        let (reports, ending) = (self.reports.clone(), self.ending.clone());
+        let driving = TasksTask::new(state_dir, attachments, table, reports, ending);
+        self.tasks().spawn(driving.run());
+    }
+
+    /// Stops all tasks of the node, for it leaves.
+    pub async fn end_tasks(&self) {
+        self.ending.end_all().await;
     }
 
     /// Starts to keep the certificate valid. The membership is on disk already.

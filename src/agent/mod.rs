@@ -4,7 +4,8 @@
 //! ```text
 //! overlayctl -> local -> node -> member -> link -> manager
 //!                                  |         `-> table -> dataplane, records
-//!                                  `-> attachments -> dataplane, records, docker
+//!                                  |-> attachments -> dataplane, records, docker
+//!                                  `-> tasks -> executor, attachments
 //! ```
 
 mod address;
@@ -31,6 +32,7 @@ mod session_thread;
 mod shared;
 mod socket;
 mod state_dir;
+pub mod tasks;
 mod worker;
 
 pub use docker::Docker;

@@ -47,6 +47,7 @@ fn write(scope: ScopeId) -> proto::Scope {
     let scope = match scope {
         ScopeId::Network(id) => Scope::Network(id.to_bytes().to_vec()),
         ScopeId::Peers => Scope::Peers(proto::Peers {}),
+        ScopeId::Tasks => Scope::Tasks(proto::Tasks {}),
     };
     proto::Scope { scope: Some(scope) }
 }
@@ -57,6 +58,7 @@ fn read(scope: Option<&proto::Scope>) -> Result<ScopeId, Malformed> {
     match scope.and_then(|scope| scope.scope.as_ref()).ok_or_else(missing)? {
         Scope::Network(id) => Ok(ScopeId::Network(parse_id("scope", id)?)),
         Scope::Peers(_) => Ok(ScopeId::Peers),
+        Scope::Tasks(_) => Ok(ScopeId::Tasks),
     }
 }
 
@@ -67,7 +69,7 @@ mod tests {
 
     #[test]
     fn scopes_and_digests_are_read_as_they_were_written() {
-        let all = [ScopeId::Network(NetworkId::from_u128(7)), ScopeId::Peers];
+        let all = [ScopeId::Network(NetworkId::from_u128(7)), ScopeId::Peers, ScopeId::Tasks];
         assert_eq!(read_scopes(&scopes(&all)), Ok(all.into_iter().collect()));
         let digests = all.map(|scope| (scope, Digest::from_bytes([9; 16])));
         assert_eq!(read_scope_digests(&scope_digests(&digests)), Ok(digests.to_vec()));

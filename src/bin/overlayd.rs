@@ -1,7 +1,16 @@
 //! The daemon of a node: reads its settings, takes its state folder and socket, and serves until it
 //! is told to end.
 
-use std::{env, fs, io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    io::IsTerminal as _,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -11,6 +20,7 @@ use overlay::{
         dataplane::check, serve,
     },
     config::{Flags, Settings},
+    executor::{Stage, exec, supervise},
     manager::Manager,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -25,6 +35,13 @@ use tracing_subscriber::{
 };
 
 fn main() -> ExitCode {
+    // What this program starts of itself for a task, and nobody else does.
+    let words: Vec<OsString> = env::args_os().skip(1).collect();
+    if let [first, stage, folder] = &words[..]
+        && first == "task"
+    {
+        return run_task(stage, Path::new(folder));
+    }
     let flags = Flags::parse();
     let started = Settings::read(flags, |name| env::var(name).ok()).and_then(|settings| {
         start_log(settings.log);
@@ -37,6 +54,16 @@ fn main() -> ExitCode {
             eprintln!("overlayd: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A task's supervisor, or what becomes its command.
+fn run_task(stage: &OsStr, folder: &Path) -> ExitCode {
+    match stage.to_str() {
+        Some("run") => supervise(folder),
+        Some("exec") => exec(folder, Stage::Command),
+        Some("check") => exec(folder, Stage::Check),
+        Some(_) | None => ExitCode::FAILURE,
     }
 }
 

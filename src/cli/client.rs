@@ -12,7 +12,9 @@ use tonic::{Request, Response, Status, metadata::MetadataValue, transport::Chann
 use super::Failure;
 use crate::api::{
     MAX_ANSWER_BYTES, STALE, channel,
-    proto::{control_client::ControlClient, local_client::LocalClient},
+    proto::{
+        control_client::ControlClient, local_client::LocalClient, services_client::ServicesClient,
+    },
 };
 
 /// Opens channels to one node.
@@ -45,6 +47,12 @@ impl Client {
     /// Opens the cluster's control service, which the node forwards.
     pub async fn control(&self) -> Result<ControlClient<Channel>, Failure> {
         let client = ControlClient::new(self.channel().await?);
+        Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))
+    }
+
+    /// Opens the service for services, which the node forwards.
+    pub async fn services(&self) -> Result<ServicesClient<Channel>, Failure> {
+        let client = ServicesClient::new(self.channel().await?);
         Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))
     }
 

@@ -14,7 +14,9 @@ mod node;
 mod output;
 mod peers;
 mod run;
+mod service;
 mod stats;
+mod task;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -66,6 +68,12 @@ enum Command {
     /// The networks of the cluster
     #[command(subcommand)]
     Network(network::Command),
+    /// The services of the cluster
+    #[command(subcommand)]
+    Service(Box<service::Command>),
+    /// The tasks of services
+    #[command(subcommand)]
+    Task(task::Command),
     /// Put a container on a network
     Attach(attach::Attach),
     /// Take a container off a network
@@ -124,6 +132,8 @@ async fn execute(command: Command, client: &Client, format: Format) -> Result<Ex
         Command::Info => cluster::info(client, format).await?,
         Command::Node(command) => command.execute(client, format).await?,
         Command::Network(command) => command.execute(client, format).await?,
+        Command::Service(command) => return command.execute(client, format).await,
+        Command::Task(command) => command.execute(client, format).await?,
         Command::Attach(attach) => attach.execute(client, format).await?,
         Command::Detach(detach) => detach.execute(client, format).await?,
         Command::Endpoint(command) => command.execute(client, format).await?,
@@ -168,6 +178,11 @@ mod tests {
         check(&["ca"]);
         check(&["run", "--network", "blue"]);
         check(&["peers", "--watch", "extra"]);
+        check(&["service", "create", "--name", "web"]);
+        check(&["service", "create", "--", "true"]);
+        check(&["service", "create", "--name", "web", "--constraint", "x", "--", "true"]);
+        check(&["service", "scale", "web"]);
+        check(&["service", "rm"]);
     }
 
     #[test]
@@ -204,5 +219,35 @@ mod tests {
         check("run --network blue -- ip addr");
         check("peers --network blue --watch --json");
         check("stats --json");
+        check("service create --name web --replicas 3 --network blue,alias=w --env A=b -- sh -c x");
+        check("service create --name web --mode global -d --mount type=volume,src=a,dst=/a -- x");
+        check(
+            "service create --name web --constraint node.labels.a==b --placement-pref spread=node.labels.z -- x",
+        );
+        check(
+            "service create --name web --reserve-cpu 0.5 --reserve-memory 64m --limit-cpu 1 --limit-memory 1g --limit-pids 9 --replicas-max-per-node 2 -- x",
+        );
+        check(
+            "service create --name web --restart-condition on-failure --restart-delay 1s --restart-max-attempts 3 --restart-window 1m -- x",
+        );
+        check(
+            "service create --name web --health-cmd true --health-interval 1s --health-timeout 1s --health-retries 2 --health-start-period 9s -- x",
+        );
+        check(
+            "service create --name web --stop-grace-period 1s --stop-signal INT --user a:b --workdir /a --hostname h --cap-add NET_ADMIN --cap-drop ALL --label a=b -- x",
+        );
+        check(
+            "service update web --update-parallelism 2 --update-delay 1s --update-order start-first --update-monitor 1s --update-failure-action rollback --update-max-failure-ratio 0.5 --rollback-order stop-first",
+        );
+        check(
+            "service update web --force --env-add A=b --env-rm B --network-rm blue --mount-rm /a --constraint-rm node.role==worker --label-rm a",
+        );
+        check("service scale web=3 db=1");
+        check("service rollback web");
+        check("service ls");
+        check("service ps web --json");
+        check("service inspect web");
+        check("service rm web db");
+        check("task ls");
     }
 }

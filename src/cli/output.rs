@@ -1,6 +1,11 @@
 //! Tables and JSON on stdout, and how ids, sizes and times are written in tables.
 
-use std::{collections::BTreeMap, fmt::Display, io::Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io::Write as _,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 
@@ -87,6 +92,13 @@ pub fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
 pub fn id(bytes: &[u8]) -> Result<String, Failure> {
     let id: Id<()> = parse_id("id", bytes).map_err(|_| Failure::bent("read an id"))?;
     Ok(id.to_string())
+}
+
+/// An instant as all our JSON has it, of milliseconds since 1970.
+pub fn instant(ms: u64) -> String {
+    // What lies beyond the year 9999 is nobody's clock.
+    let at = Duration::from_millis(ms.min(253_402_300_799_999));
+    humantime::format_rfc3339_millis(UNIX_EPOCH + at).to_string()
 }
 
 /// The start of an id, as tables show it.

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod disk;
 pub mod end;
+pub mod machine;
 pub mod netlink;
 pub mod netns;
 pub mod service;

@@ -266,7 +266,7 @@ impl Control {
 
     /// Refuses all but managers, and waits until what is read is no older than the call, unless what is
     /// old will do.
-    async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub(super) async fn fresh<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let log = &self.shared.log;
         let stopped = |stopped: Stopped| status::of_proposal(stopped.into());
         match request.metadata().contains_key(STALE) {

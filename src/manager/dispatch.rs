@@ -608,6 +608,11 @@ impl Sessions {
                     sharing.chain(self.managers.iter().copied()).collect()
                 }
             },
+            Event::TaskChanged(id) => {
+                let task = state.task(*id);
+                task.and_then(|task| task.node).into_iter().collect()
+            }
+            Event::TaskRemoved(task) => task.node.into_iter().collect(),
             // Its endpoints went before, so only who always knows it still does: every node may, if
             // it was a manager.
             Event::NodeRemoved(_) | Event::RoleChanged(..) => {
@@ -619,8 +624,6 @@ impl Sessions {
             | Event::NodeUpdated(_)
             | Event::ServiceChanged(_)
             | Event::ServiceRemoved(_)
-            | Event::TaskChanged(_)
-            | Event::TaskRemoved(_)
             | Event::RootsChanged => BTreeSet::new(),
         }
     }

@@ -222,21 +222,25 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The task; may be aborted.
 pub struct LivenessTask {
     shared: Arc<Shared>,
+    /// Nodes that are heard again, and have yet to stop what runs elsewhere by now.
+    returning: BTreeSet<NodeId>,
 }
 
 impl LivenessTask {
     /// Makes the task.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, returning: BTreeSet::new() }
     }
 
     /// Decides for as long as it is polled, which is while this manager leads.
-    pub async fn run(self) {
-        let Shared { watch, log, .. } = &*self.shared;
+    pub async fn run(mut self) {
+        let shared = self.shared.clone();
+        let Shared { watch, log, .. } = &*shared;
         log.read(|state| watch.begin(state));
         let _leading = Leading { watch };
         let mut heartbeat = self.shared.dispatcher.heartbeat();
         heartbeat.mark_changed();
+        let mut progress = shared.dispatcher.progress();
         loop {
             let (verdicts, wait) = {
                 let mut liveness = watch.locked();
@@ -258,6 +262,9 @@ impl LivenessTask {
             tokio::select! {
                 () = due => {}
                 () = watch.sooner.notified() => {}
+                Ok(()) = progress.changed(), if !self.returning.is_empty() => {
+                    self.note_returned().await;
+                }
                 Ok(()) = heartbeat.changed() => {
                     let interval = *heartbeat.borrow_and_update();
                     info!(?interval, "nodes are to be heard once an interval");
@@ -269,7 +276,7 @@ impl LivenessTask {
 
     /// Asks at once, and notes what nodes came to together: hundreds may vanish in one moment, and
     /// who is not asked for in time is down.
-    async fn handle(&self, verdicts: Vec<Verdict>) {
+    async fn handle(&mut self, verdicts: Vec<Verdict>) {
         let (mut asked, mut statuses) = (Vec::new(), BTreeMap::new());
         for verdict in verdicts {
             match verdict {
@@ -278,6 +285,7 @@ impl LivenessTask {
                 Verdict::Down(node) => {
                     let silent = self.shared.watch.silent_for(node).unwrap_or_default();
                     warn!(%node, silent_ms = silent.as_millis(), "a node is down");
+                    self.returning.remove(&node);
                     statuses.insert(node, NodeStatus::Down);
                 }
             }
@@ -285,7 +293,21 @@ impl LivenessTask {
         if !asked.is_empty() {
             self.ask(asked).await;
         }
+        let is_late = |(node, status): &(NodeId, NodeStatus)| {
+            let superseded = |state: &State| state.has_superseded(*node);
+            *status == NodeStatus::Ready && self.shared.log.read(superseded)
+        };
+        let (late, statuses): (Vec<_>, Vec<_>) = statuses.into_iter().partition(is_late);
+        self.returning.extend(late.into_iter().map(|(node, _)| node));
         join_all(statuses.into_iter().map(|(node, status)| self.note(node, status))).await;
+    }
+
+    /// Notes those that have stopped what they had to.
+    async fn note_returned(&mut self) {
+        let is_done = |node: &NodeId| !self.shared.log.read(|state| state.has_superseded(*node));
+        let done: Vec<NodeId> = self.returning.iter().copied().filter(is_done).collect();
+        self.returning.retain(|node| !done.contains(node));
+        join_all(done.into_iter().map(|node| self.note(node, NodeStatus::Ready))).await;
     }
 
     /// Has agents of this manager look for nodes, and those of others where these are too few.

@@ -17,12 +17,15 @@ pub mod log;
 mod manager_key;
 mod members;
 mod membership;
+mod observations;
+mod orchestration;
 pub mod parts;
 mod random;
 mod recovery;
 mod replication;
 pub mod report;
 mod rotation;
+mod services;
 mod session;
 #[cfg(feature = "plant")]
 pub mod simulated;
@@ -61,6 +64,8 @@ use self::{
     log::{Log, LogFile, Member, OpenError, Snapshots, StartError, Transport, Watch},
     manager_key::ManagerKey,
     members::MembersTask,
+    observations::{ObservationTask, Observations},
+    orchestration::{Orchestration, OrchestrationTask},
     recovery::Recovery,
     replication::Ways,
     rotation::RotationTask,
@@ -75,7 +80,8 @@ use crate::{
         proto::{
             attachment_server::AttachmentServer, control_server::ControlServer,
             dispatch_server::DispatchServer, membership_server::MembershipServer,
-            replication_server::ReplicationServer, watching_server::WatchingServer,
+            replication_server::ReplicationServer, services_server::ServicesServer,
+            watching_server::WatchingServer,
         },
         tls,
     },
@@ -120,6 +126,8 @@ struct Shared {
     sessions: Mutex<JoinSet<()>>,
     watch: NodeWatch,
     recovery: Recovery,
+    orchestration: Arc<Orchestration>,
+    observations: Observations,
     /// Those that took this manager in, whose calls are taken as managers' whatever the log tells yet.
     greeted: Mutex<BTreeSet<NodeId>>,
 }
@@ -318,6 +326,8 @@ impl Manager {
         shared.spawn(shared.clone().while_leading(|shared| LivenessTask::new(shared).run()));
         shared.spawn(shared.clone().while_leading(|shared| RotationTask::new(shared).run()));
         shared.spawn(shared.clone().while_leading(|shared| MembersTask::new(shared).run()));
+        shared.spawn(shared.clone().while_leading(|shared| OrchestrationTask::new(shared).run()));
+        shared.spawn(ObservationTask::new(shared.clone()).run());
         shared.spawn(shared.clone().while_leading(Recovery::begin_if_due));
         shared.spawn(ReportTask::new(shared.clone()).run());
         shared.spawn(shared.clone().end_stale_streams());
@@ -334,6 +344,7 @@ impl Manager {
             });
         let membership = membership::Membership { shared: shared.clone() };
         let control = control::Control { shared: shared.clone() };
+        let services = services::Services { shared: shared.clone() };
         let attachment = attachment::Attachment { shared: shared.clone() };
         let dispatch = session::Dispatch { shared: shared.clone() };
         let replication = replication::Replication { shared: shared.clone() };
@@ -347,6 +358,7 @@ impl Manager {
                 MembershipServer::new(membership).max_decoding_message_size(MAX_JOIN_BYTES),
             )
             .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(ServicesServer::new(services).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(
                 AttachmentServer::new(attachment).max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
@@ -402,7 +414,7 @@ impl Shared {
         core: Core,
         greeted: &[Vec<u8>],
     ) -> anyhow::Result<Arc<Self>> {
-        let Core { trust, dispatcher, ways, log } = core;
+        let Core { trust, dispatcher, ways, orchestration, log } = core;
         let recovery = log.read(Recovery::new);
         let greeted = greeted.iter().map(|node| parse_id("managers", node));
         Ok(Arc::new(Self {
@@ -420,6 +432,8 @@ impl Shared {
             sessions: Mutex::default(),
             watch: NodeWatch::new(node.id),
             recovery,
+            orchestration,
+            observations: Observations::default(),
             greeted: Mutex::new(greeted.collect::<Result<_, _>>()?),
         }))
     }
@@ -485,6 +499,7 @@ struct Core {
     trust: Arc<Trust>,
     dispatcher: Arc<Dispatcher>,
     ways: Arc<Ways>,
+    orchestration: Arc<Orchestration>,
     log: Log,
 }
 
@@ -502,8 +517,10 @@ impl Core {
         }
         let ways = Ways::new(node, trust.clone(), life, dispatcher.addresses().clone());
         let ways = Arc::new(ways);
-        let log = start_log(file, node, joins, dispatcher.clone(), ways.clone()).await?;
-        Ok(Self { trust, dispatcher, ways, log })
+        let orchestration: Arc<Orchestration> = Arc::default();
+        let tell = Tell(dispatcher.clone(), orchestration.clone());
+        let log = start_log(file, node, joins, tell, ways.clone()).await?;
+        Ok(Self { trust, dispatcher, ways, orchestration, log })
     }
 }
 
@@ -511,24 +528,26 @@ async fn start_log(
     file: LogFile,
     manager: NodeId,
     joins: bool,
-    dispatcher: Arc<Dispatcher>,
+    tell: Tell,
     transport: Arc<dyn Transport>,
 ) -> Result<Log, StartError> {
     let snapshots = Snapshots::default();
-    let watcher = Box::new(Tell(dispatcher));
+    let watcher = Box::new(tell);
     Log::start(file, Member { manager, joins, snapshots, transport, watcher }).await
 }
 
-/// Tells the streams what becomes of the state.
-struct Tell(Arc<Dispatcher>);
+/// Tells the streams, and what is to be done for services, what becomes of the state.
+struct Tell(Arc<Dispatcher>, Arc<Orchestration>);
 
 impl Watch for Tell {
     fn handle_applied(&mut self, state: &State, revision: Revision, events: &[Event]) {
         self.0.handle_events(state, revision, events);
+        self.1.handle_events(state, events);
     }
 
     fn handle_replaced(&mut self, state: &State) {
         self.0.replace(state);
+        self.1.replace(state);
     }
 
     fn handle_members(&mut self, managers: &BTreeSet<NodeId>) {

@@ -40,7 +40,7 @@ use crate::{
         },
         membership::{Change, Snapshot},
     },
-    types::{Node, Position, ScopeId},
+    types::{Node, Position, Resources, ScopeId},
 };
 
 /// The service.
@@ -132,6 +132,8 @@ impl Opening {
     fn open(self) -> Result<SessionTask, Status> {
         let (handle, snapshot) = self.take_snapshot()?;
         let Self { shared, node, hello, inbound, outbound } = self;
+        let Hello { cpu_milli, memory_bytes, .. } = hello;
+        shared.observations.handle_capacity(node.id, Resources { cpu_milli, memory_bytes });
         Ok(SessionTask {
             shared,
             node,
@@ -339,6 +341,10 @@ impl SessionTask {
                     self.shared.watch.handle_witness(self.node.id, node, heard);
                 }
             }
+            Some(agent_message::Message::Task(report)) => {
+                let told = self.shared.observations.handle_report(self.node.id, &report);
+                told.map_err(|_| Ended::Closed)?;
+            }
             Some(agent_message::Message::Ping(_)) => {}
             Some(agent_message::Message::Hello(_)) | None => return Err(Ended::Closed),
         }
@@ -470,6 +476,8 @@ fn delta(from: Position, to: Position, changes: Vec<Change>) -> Delta {
             Change::PeerGone(id) => Wire::PeerGone(id.to_bytes().to_vec()),
             Change::Endpoint(endpoint) => Wire::Endpoint(endpoint.into()),
             Change::EndpointGone(id) => Wire::EndpointGone(id.to_bytes().to_vec()),
+            Change::Task(task) => Wire::Task(json(task)),
+            Change::TaskGone(id) => Wire::TaskGone(id.to_bytes().to_vec()),
         };
         proto::Change { change: Some(change) }
     };
@@ -506,10 +514,20 @@ fn parts(snapshot: Snapshot) -> Vec<proto::Snapshot> {
         let part = room(endpoint.encoded_len(), &mut parts);
         parts[part].endpoints.push(endpoint);
     }
+    for task in snapshot.tasks.iter().map(json) {
+        let part = room(task.len(), &mut parts);
+        parts[part].tasks.push(task);
+    }
     if let Some(last) = parts.last_mut() {
         last.last = true;
     }
     parts
+}
+
+/// A task as messages have it.
+fn json(task: impl serde::Serialize) -> Vec<u8> {
+    // Of plain data, which is always written.
+    serde_json::to_vec(&task).unwrap_or_default()
 }
 
 /// Messages waiting for the connection. Few: what waits here cannot be coalesced any more.
@@ -550,6 +568,7 @@ mod tests {
             networks: Vec::new(),
             peers: Vec::new(),
             endpoints: (0..endpoints).map(endpoint).collect(),
+            tasks: Vec::new(),
         }
     }
 

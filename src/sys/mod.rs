@@ -4,8 +4,10 @@
 
 mod async_fd;
 mod fresh_netns;
+mod process_namespaces;
 pub mod tun;
 pub mod udp;
 
 pub use async_fd::readable;
 pub use fresh_netns::enter_fresh_network_namespace;
+pub use process_namespaces::{enter_task_namespaces, kill_namespace};

@@ -14,6 +14,8 @@ pub enum ScopeId {
     Network(NetworkId),
     /// All peers.
     Peers,
+    /// The tasks that the node is given.
+    Tasks,
 }
 
 /// The sum of a scope's hashes, modulo 2^128.

@@ -28,5 +28,5 @@ pub use service::{
     RestartPolicy, Service, ServiceSpec, Stop, TaskNetwork, TaskSpec, UpdateOrder, UpdatePolicy,
     UpdateState, UpdateStatus,
 };
-pub use task::{Desired, Exit, Slot, Task, TaskState, TaskStatus};
+pub use task::{Desired, Exit, NodeTask, Slot, Task, TaskState, TaskStatus};
 pub use vni::Vni;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointId, NodeId, ServiceId, TaskId};
+use super::{EndpointId, Name, NodeId, ServiceId, TaskId, TaskSpec};
 
 /// A task as the cluster's state holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,33 @@ pub struct Task {
     pub attempt: u32,
     /// When that window began, in milliseconds since 1970.
     pub window_start_ms: u64,
+}
+
+/// A task as its node is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTask {
+    /// Its identity.
+    pub id: TaskId,
+    /// What its service is called.
+    pub service: Name,
+    /// Its place.
+    pub slot: Slot,
+    /// How far it is to go.
+    pub desired: Desired,
+    /// What it is.
+    pub spec: TaskSpec,
+    /// What it has on its networks, in their order; none once it has ended.
+    pub endpoints: Vec<EndpointId>,
+}
+
+impl NodeTask {
+    /// What it is called: `web.1`, or `web` of a global service.
+    pub fn name(&self) -> String {
+        match self.slot {
+            Slot::Replica(number) => format!("{}.{number}", self.service),
+            Slot::Node(_) => self.service.to_string(),
+        }
+    }
 }
 
 /// A task's place among those of its service.

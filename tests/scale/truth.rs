@@ -60,6 +60,7 @@ impl Expected {
         let peers = layout.peers_of(agent).into_iter().map(|peer| format!("a{peer}"));
         let peers = peers.chain(self.managers.iter().cloned());
         let peers = peers.map(|name| self.peers.get(&name).copied().context("a peer"));
+        expected.insert(ScopeId::Tasks, Digest::default());
         expected.insert(ScopeId::Peers, peers.collect::<Result<_, _>>()?);
         let position = table.position();
         // Counted anew from what the table holds.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{Event, Scope, State};
 use crate::{
     engine::membership::digest,
-    types::{Digest, NetworkId, NodeId, Peer, Psk, ScopeId},
+    types::{Digest, NetworkId, NodeId, Peer, Psk, ScopeId, TaskId},
 };
 
 /// The digests as of one revision.
@@ -14,6 +14,9 @@ use crate::{
 pub struct Digests {
     networks: BTreeMap<NetworkId, OfNetwork>,
     peers: BTreeMap<NodeId, Digest>,
+    /// Of every task that a node has, and of all of a node's together.
+    tasks: BTreeMap<TaskId, (NodeId, Digest)>,
+    of_nodes: BTreeMap<NodeId, Digest>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,12 +35,32 @@ impl Digests {
             digests.networks.insert(network.id, OfNetwork { network: of_network, endpoints });
         }
         digests.count_peers(state, keys);
+        state.tasks().for_each(|task| digests.count_task(state, task.id));
         digests
     }
 
     fn count_peers(&mut self, state: &State, keys: &[Psk]) {
         let of_node = |node| digest::of_peer(&Peer::new(node, keys.to_vec()));
         self.peers = state.nodes().map(|node| (node.id, of_node(node))).collect();
+    }
+
+    fn count_task(&mut self, state: &State, id: TaskId) {
+        let node = state.task(id).and_then(|task| task.node);
+        let now = node.and_then(|node| Some((node, digest::of_task(&state.node_task(id)?))));
+        let before = match now {
+            Some(now) => self.tasks.insert(id, now),
+            None => self.tasks.remove(&id),
+        };
+        if let Some((node, digest)) = now {
+            self.of_nodes.entry(node).or_default().add(digest);
+        }
+        if let Some((node, digest)) = before {
+            let of_node = self.of_nodes.entry(node).or_default();
+            of_node.remove(digest);
+            if *of_node == Digest::default() {
+                self.of_nodes.remove(&node);
+            }
+        }
     }
 
     /// Takes an event in, while the state stands right after it.
@@ -68,9 +91,9 @@ impl Digests {
             | Event::NodeUpdated(_)
             | Event::ServiceChanged(_)
             | Event::ServiceRemoved(_)
-            | Event::TaskChanged(_)
-            | Event::TaskRemoved(_)
             | Event::RootsChanged => {}
+            Event::TaskChanged(id) => self.count_task(state, *id),
+            Event::TaskRemoved(task) => self.count_task(state, task.id),
             Event::SecretsChanged => self.count_peers(state, keys),
         }
     }
@@ -83,6 +106,8 @@ impl Digests {
             (ScopeId::Network(id), [network, endpoints].into_iter().collect())
         };
         let peers = scope.peers().filter_map(|id| self.peers.get(&id).copied()).collect();
-        scope.networks().map(of_network).chain([(ScopeId::Peers, peers)]).collect()
+        let tasks = self.of_nodes.get(&scope.node()).copied().unwrap_or_default();
+        let rest = [(ScopeId::Peers, peers), (ScopeId::Tasks, tasks)];
+        scope.networks().map(of_network).chain(rest).collect()
     }
 }

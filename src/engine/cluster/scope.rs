@@ -1,6 +1,6 @@
 //! Need to know: what one node is told of the cluster. It hears of the networks that it has an
-//! endpoint on, of all endpoints there, of the nodes behind them, and of the managers' nodes, which
-//! may always ask whether it is alive; of nothing else. A manager's node hears of every node.
+//! endpoint on, of all endpoints there, of the nodes behind them, of the managers' nodes, which
+//! may always ask whether it is alive, and of its own tasks; of nothing else. A manager's node hears of every node.
 //!
 //! A scope is fed every event of a command right after the command, while the state stands at its
 //! revision. The work is that of the change: entering or leaving a network is the size of the
@@ -14,7 +14,7 @@ use std::{
 use super::{Event, Roster, State};
 use crate::{
     engine::membership::{Change, Snapshot},
-    types::{Endpoint, NetworkId, Node, NodeId, Peer, Psk, Role, ScopeId},
+    types::{Desired, Endpoint, NetworkId, Node, NodeId, Peer, Psk, Role, ScopeId, TaskId},
 };
 
 /// What one node knows, as counts.
@@ -26,6 +26,8 @@ pub struct Scope {
     manager: bool,
     /// The endpoints that it knows behind each other node, and one more where it always knows it.
     peers: BTreeMap<NodeId, usize>,
+    /// The node's tasks, and how far it was told that they go, with how many endpoints.
+    tasks: BTreeMap<TaskId, (Desired, usize)>,
 }
 
 impl Scope {
@@ -36,7 +38,10 @@ impl Scope {
         mut roster: impl FnMut(NetworkId) -> Arc<Roster>,
     ) -> Self {
         let manager = state.node(node).is_some_and(|node| node.role == Role::Manager);
-        let mut scope = Self { node, manager, own: BTreeMap::new(), peers: BTreeMap::new() };
+        let tasks = state.tasks_on(node);
+        let tasks = tasks.map(|task| (task.id, (task.desired, task.endpoints.len()))).collect();
+        let (own, peers) = (BTreeMap::new(), BTreeMap::new());
+        let mut scope = Self { node, manager, own, peers, tasks };
         let always = state.nodes().filter(|other| scope.always_knows(other));
         scope.peers = always.map(|other| (other.id, 1)).collect();
         for endpoint in state.endpoints_of(node) {
@@ -66,6 +71,7 @@ impl Scope {
             networks: Vec::new(),
             peers: Vec::new(),
             endpoints: Vec::new(),
+            tasks: Vec::new(),
         };
         for id in self.own.keys().filter(|id| wanted(ScopeId::Network(**id))) {
             snapshot.networks.extend(state.network(*id).cloned());
@@ -75,8 +81,16 @@ impl Scope {
             let nodes = self.peers.keys().filter_map(|id| state.node(*id));
             snapshot.peers = nodes.map(|node| Peer::new(node, pair_keys(node.id))).collect();
         }
+        if wanted(ScopeId::Tasks) {
+            snapshot.tasks = self.tasks.keys().filter_map(|id| state.node_task(*id)).collect();
+        }
         snapshot.scopes = scopes;
         snapshot
+    }
+
+    /// Returns the node that it is of.
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Lists the nodes that this one knows.
@@ -162,6 +176,12 @@ impl Scope {
                     changes.push(Change::PeerGone(*id));
                 }
             }
+            Event::TaskChanged(id) => self.learn_task(state, *id, &mut changes),
+            Event::TaskRemoved(task) => {
+                if self.tasks.remove(&task.id).is_some() {
+                    changes.push(Change::TaskGone(task.id));
+                }
+            }
             // A network ends empty, and whether the managers hear a peer does not decide whether
             // this node can reach it.
             Event::NetworkRemoved(_) | Event::NodeStatusChanged(..) => {}
@@ -170,11 +190,18 @@ impl Scope {
             Event::NodeUpdated(_)
             | Event::ServiceChanged(_)
             | Event::ServiceRemoved(_)
-            | Event::TaskChanged(_)
-            | Event::TaskRemoved(_)
             | Event::RootsChanged => {}
         }
         changes
+    }
+
+    /// Only how far a task goes, and what it has, is its node's to know; how far it is the node says.
+    fn learn_task(&mut self, state: &State, id: TaskId, changes: &mut Vec<Change>) {
+        let Some(task) = state.task(id).filter(|task| task.node == Some(self.node)) else { return };
+        let told = (task.desired, task.endpoints.len());
+        if self.tasks.insert(id, told) != Some(told) {
+            changes.extend(state.node_task(id).map(|task| Change::Task(Box::new(task))));
+        }
     }
 
     fn handle_role(

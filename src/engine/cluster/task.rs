@@ -8,7 +8,8 @@ use super::{
     Applied, CreateEndpoint, Event, Kind, Outcome, Refusal, State, limits::MAX_TASKS_KEPT,
 };
 use crate::types::{
-    Desired, EndpointId, Exit, Name, NodeId, ServiceId, Slot, Task, TaskId, TaskState, TaskStatus,
+    Desired, EndpointId, Exit, Name, Node, NodeId, NodeStatus, NodeTask, ServiceId, Slot, Task,
+    TaskId, TaskState, TaskStatus,
 };
 
 /// See [`Command::ChangeTasks`](super::Command::ChangeTasks).
@@ -121,6 +122,26 @@ impl State {
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Task> {
         let ids = self.node_tasks.get(&node).into_iter().flatten();
         ids.filter_map(|id| self.tasks.get(id))
+    }
+
+    /// Returns a task as its node is told of it, if it has one.
+    pub fn node_task(&self, id: TaskId) -> Option<NodeTask> {
+        let task = self.task(id).filter(|task| task.node.is_some())?;
+        Some(NodeTask {
+            id,
+            service: self.service(task.service)?.name.clone(),
+            slot: task.slot,
+            desired: task.desired,
+            spec: self.definition(task.service, task.version)?.clone(),
+            endpoints: task.endpoints.clone(),
+        })
+    }
+
+    /// Whether a node that is down has a task that another has taken the place of, and that has not ended.
+    pub fn has_superseded(&self, node: NodeId) -> bool {
+        let is_down = |node: &Node| node.status == NodeStatus::Down;
+        self.node(node).is_some_and(is_down)
+            && self.tasks_on(node).any(|task| !task.is_wanted() && !task.has_ended())
     }
 
     /// Returns the task that an endpoint is of.

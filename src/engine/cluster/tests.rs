@@ -10,7 +10,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     engine::membership::{Replica, Table},
-    types::{Availability, NodeStatus, Peer, Psk, Role, VersionRange, Vni},
+    types::{
+        Availability, Desired, Mode, NodeStatus, Peer, Psk, Role, ServiceSpec, Slot, TaskNetwork,
+        TaskSpec, TaskState, UpdatePolicy, VersionRange, Vni,
+    },
 };
 
 /// A state with the command numbers that a log would give.
@@ -568,7 +571,66 @@ fn rebuilt(state: &State, me: NodeId) -> Table {
             .collect(),
         endpoints: known.iter().map(|endpoint| (endpoint.id, (*endpoint).clone())).collect(),
         peers: others.map(|node| (node.id, peer(node))).collect(),
+        tasks: state
+            .tasks()
+            .filter(|task| task.node == Some(me))
+            .filter_map(|task| Some((task.id, state.node_task(task.id)?)))
+            .collect(),
     }
+}
+
+/// Service 1 is on no network, service 2 on network 1.
+fn service(id: u128) -> Command {
+    let networks = match id {
+        2 => vec![TaskNetwork { network: NetworkId::from_u128(1), aliases: Vec::new() }],
+        _ => Vec::new(),
+    };
+    let task = TaskSpec { command: vec!["true".into()], networks, ..TaskSpec::default() };
+    let spec = ServiceSpec {
+        mode: Mode::Replicated { replicas: 9 },
+        task,
+        update: UpdatePolicy::default(),
+        rollback: UpdatePolicy::default(),
+        labels: BTreeMap::new(),
+    };
+    let name = format!("s{id}").parse().unwrap();
+    Command::CreateService(CreateService { id: ServiceId::from_u128(id), name, spec })
+}
+
+/// Something that happens to one of a few tasks, of which every second is service 2's.
+fn task_change() -> impl Strategy<Value = Command> {
+    let desired =
+        prop_oneof![Just(Desired::Running), Just(Desired::Shutdown), Just(Desired::Remove)];
+    let state = prop_oneof![Just(TaskState::Running), Just(TaskState::Failed)];
+    (1..20u128, 1..5u128, 0..5, desired, state).prop_map(|(number, node, what, desired, state)| {
+        let (task, node) = (TaskId::from_u128(number), NodeId::from_u128(node));
+        let of_two = number % 2 == 0;
+        let endpoints = of_two.then(|| EndpointId::from_u128(9000 + number)).into_iter().collect();
+        let to = Assignment { node, endpoints };
+        let change = match what {
+            0 | 1 => TaskChange::Create(CreateTask {
+                id: task,
+                service: ServiceId::from_u128(if of_two { 2 } else { 1 }),
+                slot: Slot::Replica(1),
+                version: 1,
+                desired: Desired::Ready,
+                attempt: 0,
+                window_start_ms: 0,
+                to: Ok(to),
+            }),
+            2 => TaskChange::Want { task, desired },
+            3 => TaskChange::Forget(task),
+            _ => TaskChange::Observe(Observed {
+                task,
+                node,
+                state,
+                since_ms: 1,
+                message: None,
+                exit: None,
+            }),
+        };
+        Command::ChangeTasks { changes: vec![change], now_ms: 1 }
+    })
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -582,6 +644,12 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         6 => create,
         4 => remove,
+        1 => (1..3u128).prop_map(service),
+        1 => (1..3u128).prop_map(|id| Command::RemoveService {
+            service: ServiceId::from_u128(id),
+            now_ms: 1,
+        }),
+        6 => task_change(),
         1 => (1..5u128).prop_map(|id| Command::CreateNetwork(net(id))),
         1 => (1..5u128).prop_map(|id| Command::RemoveNetwork(NetworkId::from_u128(id))),
         1 => (1..5u128).prop_map(|id| Command::RemoveNode(NodeId::from_u128(id))),
@@ -857,6 +925,12 @@ proptest! {
         for node in nodes {
             log.apply(Command::RemoveNode(node)).unwrap();
         }
+        let stay = log.state.services().filter(|service| !service.leaving);
+        let services: Vec<ServiceId> = stay.map(|service| service.id).collect();
+        for service in services {
+            log.apply(Command::RemoveService { service, now_ms: 1 }).unwrap();
+        }
+        prop_assert_eq!((log.state.services().count(), log.state.tasks().count()), (0, 0));
         let networks: Vec<NetworkId> = log.state.networks().map(|network| network.id).collect();
         for network in networks {
             log.apply(Command::RemoveNetwork(network)).unwrap();

@@ -1,7 +1,7 @@
 //! One step of a delta between two revisions of a peer table. A step carries the object's new
 //! value whole, so that a table never depends on how often it was told.
 
-use crate::types::{Endpoint, EndpointId, Network, NetworkId, NodeId, Peer};
+use crate::types::{Endpoint, EndpointId, Network, NetworkId, NodeId, NodeTask, Peer, TaskId};
 
 /// What changes in a node's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,4 +18,8 @@ pub enum Change {
     Endpoint(Endpoint),
     /// An endpoint ended.
     EndpointGone(EndpointId),
+    /// A task that the node is given, or is to go further.
+    Task(Box<NodeTask>),
+    /// A task is forgotten.
+    TaskGone(TaskId),
 }

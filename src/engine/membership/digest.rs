@@ -3,7 +3,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 
-use crate::types::{Digest, Endpoint, Name, Network, NodeId, Peer, VersionRange};
+use crate::types::{Digest, Endpoint, Name, Network, NodeId, NodeTask, Peer, VersionRange};
 
 /// Hashes a network.
 pub fn of_network(network: &Network) -> Digest {
@@ -13,6 +13,11 @@ pub fn of_network(network: &Network) -> Digest {
 /// Hashes an endpoint.
 pub fn of_endpoint(endpoint: &Endpoint) -> Digest {
     of(b'e', endpoint)
+}
+
+/// Hashes a task.
+pub fn of_task(task: &NodeTask) -> Digest {
+    of(b't', task)
 }
 
 /// Hashes a peer, of its keys only the epochs.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Change, Table, TableError, digest};
 use crate::types::{
-    Digest, Endpoint, EndpointId, Network, NetworkId, NodeId, Peer, Position, ScopeId,
+    Digest, Endpoint, EndpointId, Network, NetworkId, NodeId, NodeTask, Peer, Position, ScopeId,
 };
 
 /// The copy.
@@ -26,6 +26,7 @@ pub struct Replica {
     behind: BTreeMap<NodeId, usize>,
     networks: BTreeMap<NetworkId, NetworkSums>,
     peers: Digest,
+    tasks: Digest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Snapshot {
     pub peers: Vec<Peer>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// The node's tasks.
+    pub tasks: Vec<NodeTask>,
 }
 
 impl Replica {
@@ -68,6 +71,7 @@ impl Replica {
             behind: BTreeMap::new(),
             networks: BTreeMap::new(),
             peers: Digest::default(),
+            tasks: Digest::default(),
         };
         replica.count();
         replica
@@ -86,7 +90,7 @@ impl Replica {
     /// Returns the digest of every scope that the table has, in the order of the scopes.
     pub fn digests(&self) -> Vec<(ScopeId, Digest)> {
         let networks = self.networks.iter().map(|(id, sums)| (ScopeId::Network(*id), sums.digest));
-        networks.chain([(ScopeId::Peers, self.peers)]).collect()
+        networks.chain([(ScopeId::Peers, self.peers), (ScopeId::Tasks, self.tasks)]).collect()
     }
 
     /// Takes a snapshot in the place of what it replaces.
@@ -118,6 +122,7 @@ impl Replica {
                     table.endpoints.retain(|_, endpoint| endpoint.network != *id);
                 }
                 ScopeId::Peers => table.peers.clear(),
+                ScopeId::Tasks => table.tasks.clear(),
             }
         }
         extend(&mut table, snapshot);
@@ -193,6 +198,7 @@ impl Replica {
     fn count(&mut self) {
         let table = &self.table;
         self.peers = table.peers.values().map(digest::of_peer).collect();
+        self.tasks = table.tasks.values().map(digest::of_task).collect();
         let of_network =
             |network: &Network| NetworkSums { digest: digest::of_network(network), endpoints: 0 };
         self.networks =
@@ -244,6 +250,16 @@ impl Replica {
             Change::EndpointGone(id) => {
                 let old = self.table.endpoints.remove(&id).ok_or(TableError::StrayEndpoint(id))?;
                 self.remove_endpoint(&old);
+            }
+            Change::Task(task) => {
+                self.tasks.add(digest::of_task(&task));
+                if let Some(old) = self.table.tasks.insert(task.id, *task) {
+                    self.tasks.remove(digest::of_task(&old));
+                }
+            }
+            Change::TaskGone(id) => {
+                let old = self.table.tasks.remove(&id).ok_or(TableError::UnknownTask(id))?;
+                self.tasks.remove(digest::of_task(&old));
             }
         }
         Ok(())
@@ -323,11 +339,12 @@ fn loses_a_change() -> bool {
 }
 
 fn extend(table: &mut Table, snapshot: Snapshot) {
-    let Snapshot { position, scopes: _, networks, peers, endpoints } = snapshot;
+    let Snapshot { position, scopes: _, networks, peers, endpoints, tasks } = snapshot;
     (table.epoch, table.revision) = (position.epoch, position.revision);
     table.networks.extend(networks.into_iter().map(|network| (network.id, network)));
     table.peers.extend(peers.into_iter().map(|peer| (peer.id, peer)));
     table.endpoints.extend(endpoints.into_iter().map(|endpoint| (endpoint.id, endpoint)));
+    table.tasks.extend(tasks.into_iter().map(|task| (task.id, task)));
 }
 
 #[cfg(test)]

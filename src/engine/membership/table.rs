@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Endpoint, EndpointId, Network, NetworkId, NodeId, Peer, Position, Revision};
+use crate::types::{
+    Endpoint, EndpointId, Network, NetworkId, NodeId, NodeTask, Peer, Position, Revision, TaskId,
+};
 
 /// Everything that this node must know of the cluster, at one position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,9 @@ pub struct Table {
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
     /// The other nodes with an endpoint on one of those networks, and those that it must know anyway.
     pub peers: BTreeMap<NodeId, Peer>,
+    /// The tasks that the node is given.
+    #[serde(default)]
+    pub tasks: BTreeMap<TaskId, NodeTask>,
 }
 
 /// Says why a snapshot, a delta or a bookmark was not taken.
@@ -61,6 +66,9 @@ pub enum TableError {
     /// A peer goes that has endpoints.
     #[error("peer {0} goes and its endpoints stay")]
     PeerInUse(NodeId),
+    /// A task goes that the table does not have.
+    #[error("task {0} is not in the table")]
+    UnknownTask(TaskId),
 }
 
 impl Table {
@@ -73,6 +81,7 @@ impl Table {
             networks: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             peers: BTreeMap::new(),
+            tasks: BTreeMap::new(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
         Cluster, Command, CreateEndpoint, CreateNetwork, Ipv6, NameChoice, RegisterNode, TokenUse,
     },
     engine::membership::{Replica, Table},
-    manager::{Log, LogFile, log::Alone, manager_key::ManagerKey, start_log},
+    manager::{Log, LogFile, Tell, log::Alone, manager_key::ManagerKey, start_log},
     types::{Availability, EndpointId, Node, NodeStatus, Role, VersionRange},
 };
 
@@ -28,9 +28,9 @@ impl Fixture {
         let secrets = trust.sealed().unwrap();
         let dispatcher = Arc::new(Dispatcher::new(Arc::new(trust)));
         let file = LogFile::create_on(InMemoryBackend::new(), Path::new("memory")).unwrap();
-        let log = start_log(file, NodeId::from_u128(1), false, dispatcher.clone(), Arc::new(Alone))
-            .await
-            .unwrap();
+        let tell = Tell(dispatcher.clone(), Arc::default());
+        let log =
+            start_log(file, NodeId::from_u128(1), false, tell, Arc::new(Alone)).await.unwrap();
         let fixture = Self { log, dispatcher };
         let cluster = Cluster {
             id: [9; 16],

@@ -36,13 +36,14 @@ pub const LAYERS: &[Layer] = &[
     row("engine",  &["types", "wire", "plant"],                           PURE),
     row("sys",     &[],                                                   &[]),
     row("io",      &["types", "sys"],                                     &[]),
+    row("executor", &["types", "sys", "io"],                              &[]),
     row("api",     &["types"],                                            &[]),
-    row("agent",   &["engine", "wire", "io", "api", "types", "plant"],    &[]),
+    row("agent",   &["engine", "wire", "io", "executor", "api", "types", "plant"], &[]),
     row("manager", &["engine", "io", "api", "types", "plant"],            &[]),
     row("cli",     &["api", "types", "sys"],                              &[]),
     row("plant",   &[],                                                   &[]),
     row("config",  &["types"],                                            &[]),
-    row("bin",     &["agent", "manager", "cli", "config"],                &[]),
+    row("bin",     &["agent", "manager", "executor", "cli", "config"],    &[]),
 ];
 
 /// What decides gets from its caller instead of asking for it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::types::{Encap, Name, VersionRange, Vni};
+use crate::types::{Desired, Encap, Name, Slot, TaskId, TaskSpec, VersionRange, Vni};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -57,6 +57,7 @@ fn whole(position: Position) -> Snapshot {
         networks: vec![network(7)],
         peers: vec![peer(2)],
         endpoints: vec![endpoint(11, 1, 7), endpoint(12, 2, 7)],
+        tasks: Vec::new(),
     }
 }
 
@@ -65,6 +66,38 @@ fn entered() -> Replica {
     let mut replica = Replica::new(Table::empty(NodeId::from_u128(1)));
     replica.handle_snapshot(whole(at(5))).unwrap();
     replica
+}
+
+#[test]
+fn tasks_come_go_further_and_go() {
+    let task = |desired| NodeTask {
+        id: TaskId::from_u128(3),
+        service: "web".parse().unwrap(),
+        slot: Slot::Replica(1),
+        desired,
+        spec: TaskSpec::default(),
+        endpoints: Vec::new(),
+    };
+    let mut replica = entered();
+    let empty = replica.digests();
+    let take = |replica: &mut Replica, change| {
+        let from = replica.position();
+        replica.handle_delta(from, at(from.revision + 1), vec![change])
+    };
+    for desired in [Desired::Ready, Desired::Running] {
+        take(&mut replica, Change::Task(Box::new(task(desired)))).unwrap();
+        assert_eq!(replica.table().tasks[&TaskId::from_u128(3)].desired, desired);
+        // It is what one has that is told all at once.
+        let mut other = Replica::new(Table::empty(NodeId::from_u128(1)));
+        let tasks = vec![task(desired)];
+        other.handle_snapshot(Snapshot { tasks, ..whole(replica.position()) }).unwrap();
+        assert_eq!(other.digests(), replica.digests());
+        assert_eq!(other.table(), replica.table());
+    }
+    take(&mut replica, Change::TaskGone(TaskId::from_u128(3))).unwrap();
+    assert_eq!(replica.digests(), empty);
+    let again = take(&mut replica, Change::TaskGone(TaskId::from_u128(3)));
+    assert_eq!(again, Err(TableError::UnknownTask(TaskId::from_u128(3))));
 }
 
 #[test]
@@ -90,7 +123,8 @@ fn deltas_in_order_build_the_table() {
     replica.handle_delta(at(9), at(10), left).unwrap();
     let nothing = Table { epoch: 1, revision: 10, ..Table::empty(NodeId::from_u128(1)) };
     assert_eq!(replica.table(), &nothing);
-    assert_eq!(replica.digests(), vec![(ScopeId::Peers, Digest::default())]);
+    let empty = [ScopeId::Peers, ScopeId::Tasks].map(|scope| (scope, Digest::default()));
+    assert_eq!(replica.digests(), empty);
 }
 
 #[test]
