@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What every script here builds on: namespaces on a shared underlay, daemons in them, containers,
-# and one cleanup that takes all of it away however the script ends.
+# and one cleanup that takes all of it away however the script ends; what one left that was killed outright,
+# the next one takes away.
 #
 #   ovt-PID-n1        ovt-PID-n2             nodes: u0 has 192.0.2.N/24 or 2001:db8::N/64
 #      u0                u0
@@ -51,16 +52,42 @@ cleanup() {
         until gone "$pid" || [ $((tries += 1)) -gt 100 ]; do sleep 0.05; done
         kill -KILL "$pid" 2>/dev/null
     done
-    # Tasks outlive their daemons.
-    for name in "$WORK"/n*/state/tasks/*; do pkill -KILL -f "overlayd task run $name\$"; done
-    for name in $(recorded namespaces); do ip netns delete "$name"; done
-    for name in $(recorded disks); do umount -l "$name"; done
     [ $status = 0 ] || tail -n 20 "$WORK"/n*/log "$WORK"/*.out 2>/dev/null
-    rm -rf "$WORK"
+    take_away "$WORK"
     exit $status
 }
+
+# take_away FOLDER: what a script made whose folder it is, and what still runs in that
+take_away() {
+    local name pid
+    # Tasks outlive their daemons, in namespaces of their own.
+    for name in "$1"/n*/state/tasks/*; do pkill -KILL -f "overlayd task run $name\$"; done
+    for name in $(cat "$1/namespaces" 2>/dev/null); do
+        for pid in $(ip netns pids "$name" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null; done
+        ip netns delete "$name" 2>/dev/null
+    done
+    for name in $(cat "$1/disks" 2>/dev/null); do umount -l "$name"; done
+    rm -rf "$1"
+}
+
+# sweep: takes away what scripts left that could not; one that lives holds its lock
+sweep() {
+    local folder
+    for folder in "${TMPDIR:-/tmp}"/ovt-*.*; do
+        if [ -e "$folder/lock" ] && flock -n "$folder/lock" true; then
+            say "$folder is left of a script that was killed; it goes"
+            (set +e; take_away "$folder")
+        fi
+    done
+}
+
+exec 9>"$WORK/lock.new"
+flock 9
+# Only one that is locked is there by that name.
+mv "$WORK/lock.new" "$WORK/lock"
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
+sweep
 
 # --- namespaces --------------------------------------------------------------------------------
 
@@ -108,7 +135,7 @@ underlay() {
 # background NAMESPACE OUTPUT COMMAND...: sets PID
 background() {
     local name=$1 output=$2; shift 2
-    setsid nsenter --net="/run/netns/$(full "$name")" -- "$@" >"$output" 2>&1 </dev/null &
+    setsid nsenter --net="/run/netns/$(full "$name")" -- "$@" >"$output" 2>&1 </dev/null 9>&- &
     PID=$!
     echo $PID >>"$WORK/pids"
 }

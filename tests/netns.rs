@@ -49,6 +49,11 @@ fn services_and_their_tasks() {
 }
 
 #[test]
+fn what_a_killed_script_left_is_taken_away() {
+    run("killed.sh", &[]);
+}
+
+#[test]
 fn ping_and_tcp() {
     run("ping-tcp.sh", &[]);
 }
