@@ -34,9 +34,8 @@ use crate::{
         read_scope_digests, read_scopes, scope_digests, scopes, silence,
     },
     engine::membership::{Change, Replica, Snapshot, Table},
-    executor::Report,
     io::{clock, machine},
-    types::{NodeId, NodeTask, Position, ScopeId, TaskId},
+    types::{NodeId, NodeTask, Position, ScopeId, TaskId, TaskStatus},
 };
 
 /// Looks for another node over the data plane for a while, and tells whether it was heard.
@@ -240,7 +239,7 @@ impl<P: Fn(&Table) + Send> Stream<'_, P> {
     }
 
     /// Tells how far tasks are.
-    async fn report(&self, reports: Vec<(TaskId, Report)>) -> anyhow::Result<()> {
+    async fn report(&self, reports: Vec<(TaskId, TaskStatus)>) -> anyhow::Result<()> {
         for (task, report) in reports {
             let task = task.to_bytes().to_vec();
             let report = TaskReport { task, report: serde_json::to_vec(&report)? };

@@ -29,7 +29,7 @@ use super::{
     managers::{Managers, Standing},
     records::{MemberRecord, Records},
     renewal::RenewalTask,
-    tasks::{Ending, Reports, TasksTask},
+    tasks::{Reports, Stopping, TasksTask},
 };
 use crate::{
     api::channel,
@@ -56,7 +56,7 @@ pub struct Member {
     table: watch::Receiver<Arc<Table>>,
     tasks: Mutex<JoinSet<()>>,
     reports: Arc<Reports>,
-    ending: Arc<Ending>,
+    stopping: Arc<Stopping>,
 }
 
 /// The manager that a node talks to.
@@ -179,7 +179,7 @@ impl Member {
             anyhow::bail!("manager {manager} sends nothing; check it, and try again");
         }
         member.keep_certificate();
-        member.run_tasks(state_dir);
+        member.drive_tasks(state_dir);
         Ok(member)
     }
 
@@ -210,7 +210,7 @@ impl Member {
         member.tasks().spawn(async move { dataplane.greet_peers().await });
         member.tasks().spawn(link);
         member.keep_certificate();
-        member.run_tasks(state_dir);
+        member.drive_tasks(state_dir);
         Ok(member)
     }
 
@@ -282,7 +282,7 @@ impl Member {
             table: current,
             tasks: Mutex::default(),
             reports,
-            ending: Arc::default(),
+            stopping: Arc::default(),
         });
         member.keep(state_dir, ended);
         Ok((member, link.run()))
@@ -328,16 +328,16 @@ impl Member {
     }
 
     /// Starts to drive the node's tasks; their endpoints were taken over.
-    fn run_tasks(&self, state_dir: PathBuf) {
+    fn drive_tasks(&self, state_dir: PathBuf) {
         let (attachments, table) = (self.attachments.clone(), self.table.clone());
-        let (reports, ending) = (self.reports.clone(), self.ending.clone());
-        let driving = TasksTask::new(state_dir, attachments, table, reports, ending);
+        let (reports, stopping) = (self.reports.clone(), self.stopping.clone());
+        let driving = TasksTask::new(state_dir, attachments, table, reports, stopping);
         self.tasks().spawn(driving.run());
     }
 
     /// Stops all tasks of the node, for it leaves.
-    pub async fn end_tasks(&self) {
-        self.ending.end_all().await;
+    pub async fn stop_tasks(&self) {
+        self.stopping.stop_all().await;
     }
 
     /// Starts to keep the certificate valid. The membership is on disk already.

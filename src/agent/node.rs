@@ -353,7 +353,7 @@ impl Node {
             // Another one may only just have begun to lead.
             member.manager.ask(join::ask_to_leave).await?;
         }
-        member.end_tasks().await;
+        member.stop_tasks().await;
         member.attachments.end_all().await.map_err(refused)?;
         let told = match member.manager.channel() {
             Ok(_) => member.manager.ask(join::leave).await,

@@ -24,22 +24,22 @@ use tracing::{info, warn};
 use super::attachments::Attachments;
 use crate::{
     engine::membership::Table,
-    executor::{Definition, Found, Process, Report, TaskFolder, forget, kept},
+    executor::{Definition, Found, Process, TaskFolder, forget, kept},
     io::clock,
-    types::{Desired, NodeTask, TaskId, TaskState},
+    types::{Desired, NodeTask, TaskId, TaskState, TaskStatus},
 };
 
 /// How far each task of this node is, as it says last.
 #[derive(Default)]
 pub struct Reports {
-    newest: Mutex<BTreeMap<TaskId, Report>>,
+    newest: Mutex<BTreeMap<TaskId, TaskStatus>>,
     /// Those of which there is something new.
     news: watch::Sender<BTreeSet<TaskId>>,
 }
 
 impl Reports {
     /// Returns all of them.
-    pub fn all(&self) -> Vec<(TaskId, Report)> {
+    pub fn all(&self) -> Vec<(TaskId, TaskStatus)> {
         self.news.send_if_modified(|news| {
             news.clear();
             false
@@ -48,7 +48,7 @@ impl Reports {
     }
 
     /// Takes those of which there is something new.
-    pub fn take_news(&self) -> Vec<(TaskId, Report)> {
+    pub fn take_news(&self) -> Vec<(TaskId, TaskStatus)> {
         let mut news = BTreeSet::new();
         self.news.send_if_modified(|waiting| {
             news = std::mem::take(waiting);
@@ -64,7 +64,7 @@ impl Reports {
         self.news.subscribe()
     }
 
-    fn put(&self, task: TaskId, report: Report) {
+    fn put(&self, task: TaskId, report: TaskStatus) {
         self.newest().insert(task, report);
         self.news.send_modify(|news| {
             news.insert(task);
@@ -75,7 +75,7 @@ impl Reports {
         self.newest().remove(&task);
     }
 
-    fn newest(&self) -> MutexGuard<'_, BTreeMap<TaskId, Report>> {
+    fn newest(&self) -> MutexGuard<'_, BTreeMap<TaskId, TaskStatus>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,19 +89,19 @@ pub struct TasksTask {
     drivers: BTreeMap<TaskId, watch::Sender<NodeTask>>,
     driving: JoinSet<()>,
     children: Arc<Mutex<Vec<Child>>>,
-    ending: Arc<Ending>,
+    stopping: Arc<Stopping>,
 }
 
-/// Ends all tasks of a node that leaves.
+/// Stops all tasks of a node that leaves.
 #[derive(Default)]
-pub struct Ending {
+pub struct Stopping {
     asked: watch::Sender<bool>,
     done: watch::Sender<bool>,
 }
 
-impl Ending {
+impl Stopping {
     /// Has all of them stopped as their definitions say, and waits for that.
-    pub async fn end_all(&self) {
+    pub async fn stop_all(&self) {
         self.asked.send_replace(true);
         let mut done = self.done.subscribe();
         // The sender is here.
@@ -116,7 +116,7 @@ impl TasksTask {
         attachments: Arc<Attachments>,
         table: watch::Receiver<Arc<Table>>,
         reports: Arc<Reports>,
-        ending: Arc<Ending>,
+        stopping: Arc<Stopping>,
     ) -> Self {
         Self {
             state_dir,
@@ -126,17 +126,18 @@ impl TasksTask {
             drivers: BTreeMap::new(),
             driving: JoinSet::new(),
             children: Arc::default(),
-            ending,
+            stopping,
         }
     }
 
     /// Drives for as long as it is polled.
     pub async fn run(mut self) {
         let Ok(mut children) = signal(SignalKind::child()) else {
+            self.stopping.done.send_replace(true);
             return warn!("the system tells of no children that end; no task runs here");
         };
-        let ending = self.ending.clone();
-        let mut asked = ending.asked.subscribe();
+        let stopping = self.stopping.clone();
+        let mut asked = stopping.asked.subscribe();
         let mut cleaned = false;
         self.follow();
         loop {
@@ -162,7 +163,7 @@ impl TasksTask {
         }
         self.drivers.clear();
         while self.driving.join_next().await.is_some() {}
-        ending.done.send_replace(true);
+        stopping.done.send_replace(true);
     }
 
     /// Tells the drivers what the table says, and makes those that lack.
@@ -325,7 +326,7 @@ impl Driver {
         }
     }
 
-    async fn end(&self, task: &NodeTask, report: Report) -> Option<Process> {
+    async fn end(&self, task: &NodeTask, report: TaskStatus) -> Option<Process> {
         self.attachments.detach_task(&task.endpoints).await;
         info!(task = task.name(), id = %task.id, state = %report.state, "task ended");
         self.reports.put(task.id, report);
@@ -339,6 +340,6 @@ fn forget_folder(folder: &TaskFolder) {
     }
 }
 
-fn report(state: TaskState, message: Option<String>) -> Report {
-    Report { state, since_ms: clock::now_ms(), message, exit: None }
+fn report(state: TaskState, message: Option<String>) -> TaskStatus {
+    TaskStatus { state, since_ms: clock::now_ms(), message, exit: None }
 }

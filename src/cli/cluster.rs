@@ -1,6 +1,6 @@
 //! `init`, `join`, `join-token` and `info`.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{self, show},
+    output::{self, instant, show},
 };
 use crate::api::{
     CERTIFICATE_LIVES, HEARTBEATS,
@@ -257,7 +257,7 @@ struct TokenView {
 impl TokenView {
     fn new(role: &'static str, token: JoinTokenResponse) -> Result<Self, Failure> {
         let command = join_command(&token.token, &token.manager_addr);
-        let expires_at = token.expires_at_s.map(instant).transpose()?;
+        let expires_at = token.expires_at_s.map(Duration::from_secs).map(instant).transpose()?;
         let JoinTokenResponse { token, manager_addr, expires_at_s: _, uses } = token;
         Ok(Self { role, token, manager_addr, command, expires_at, uses })
     }
@@ -272,13 +272,6 @@ impl TokenView {
         let Self { command, role, .. } = self;
         format!("To add a {role} to this cluster, run on it:\n\n    {command}\n\n{end}")
     }
-}
-
-/// Writes an instant as all our JSON does.
-fn instant(seconds: u64) -> Result<String, Failure> {
-    let at = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    let at = at.filter(|_| seconds < YEAR_10000_S).ok_or_else(|| Failure::bent("join-token"))?;
-    Ok(humantime::format_rfc3339_millis(at).to_string())
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
@@ -302,8 +295,6 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
 
 /// Below this a host that is down for a while comes back without a valid certificate.
 const SHORT_LIFE: Duration = Duration::from_secs(3600);
-/// The first second that RFC 3339 has no year for.
-const YEAR_10000_S: u64 = 253_402_300_800;
 
 #[derive(Debug, Serialize)]
 struct InfoView {

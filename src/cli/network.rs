@@ -10,7 +10,7 @@ use super::{
     Failure, Format,
     client::{Client, answer},
     endpoint::EndpointView,
-    output::{self, Table, joined, print, print_json, short, show},
+    output::{self, Removed, Table, joined, remove_each, short, show},
 };
 use crate::api::proto::{
     CreateNetworkRequest, Encap, FindNetworkRequest, ListEndpointsRequest, ListNetworksRequest,
@@ -117,32 +117,18 @@ async fn inspect(client: &Client, format: Format, network: String) -> Result<(),
     show(format, &view, || view.text())
 }
 
-/// Removes one after the other, up to the first that is refused.
 async fn remove(client: &Client, format: Format, networks: Vec<String>) -> Result<(), Failure> {
-    let mut removed = Vec::new();
-    let mut failure = None;
-    for reference in networks {
+    remove_each(format, networks, async |reference| {
         let what = format!("remove network {reference}");
         let request = RemoveNetworkRequest { reference };
-        let call = async { answer(&what, client.control().await?.remove_network(request)).await };
-        match call.await {
-            Ok(answer) => {
-                let network = answer.network.ok_or_else(|| Failure::bent(&what))?;
-                if format == Format::Table {
-                    print(&format!("{}\n", network.name));
-                }
-                removed.push(Removed::new(network)?);
-            }
-            Err(refused) => {
-                failure = Some(refused);
-                break;
-            }
-        }
-    }
-    if format == Format::Json {
-        print_json(&removed)?;
-    }
-    failure.map_or(Ok(()), Err)
+        let answer = answer(&what, client.control().await?.remove_network(request)).await?;
+        removed(answer.network.ok_or_else(|| Failure::bent(&what))?)
+    })
+    .await
+}
+
+fn removed(network: Network) -> Result<Removed, Failure> {
+    Ok(Removed { id: output::id(&network.id)?, name: network.name })
 }
 
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
@@ -170,18 +156,6 @@ struct Inspection {
     #[serde(flatten)]
     network: NetworkView,
     endpoints: Vec<EndpointView>,
-}
-
-#[derive(Debug, Serialize)]
-struct Removed {
-    id: String,
-    name: String,
-}
-
-impl Removed {
-    fn new(network: Network) -> Result<Self, Failure> {
-        Ok(Self { id: output::id(&network.id)?, name: network.name })
-    }
 }
 
 impl NetworkView {
@@ -274,7 +248,7 @@ mod tests {
         let listed = vec![network(2, "red", Some(1400)), network(1, "blue", None)];
         let views = views(listed).unwrap();
         golden("network-ls", &views);
-        golden("network-rm", &[Removed::new(network(1, "blue", None)).unwrap()]);
+        golden("network-rm", &[removed(network(1, "blue", None)).unwrap()]);
         assert_eq!(
             table(&views).text().lines().nth(1).unwrap(),
             "0250za67mbtg   blue   4097   10.0.1.0/24,fd00::/64   auto   sealed   false"

@@ -80,6 +80,42 @@ pub fn show<T: Display>(
     }
 }
 
+/// What was removed, in JSON.
+#[derive(Debug, Serialize)]
+pub struct Removed {
+    /// Its whole id.
+    pub id: String,
+    /// What it was called.
+    pub name: String,
+}
+
+/// Removes one after the other, up to the first that is refused, and prints what was.
+pub async fn remove_each(
+    format: Format,
+    references: Vec<String>,
+    remove: impl AsyncFn(String) -> Result<Removed, Failure>,
+) -> Result<(), Failure> {
+    let (mut all, mut failure) = (Vec::new(), None);
+    for reference in references {
+        match remove(reference).await {
+            Ok(removed) => {
+                if format == Format::Table {
+                    print(&format!("{}\n", removed.name));
+                }
+                all.push(removed);
+            }
+            Err(refused) => {
+                failure = Some(refused);
+                break;
+            }
+        }
+    }
+    if format == Format::Json {
+        print_json(&all)?;
+    }
+    failure.map_or(Ok(()), Err)
+}
+
 /// Prints one JSON value on one line, as streams do.
 pub fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value);
@@ -94,12 +130,15 @@ pub fn id(bytes: &[u8]) -> Result<String, Failure> {
     Ok(id.to_string())
 }
 
-/// An instant as all our JSON has it, of milliseconds since 1970.
-pub fn instant(ms: u64) -> String {
-    // What lies beyond the year 9999 is nobody's clock.
-    let at = Duration::from_millis(ms.min(253_402_300_799_999));
-    humantime::format_rfc3339_millis(UNIX_EPOCH + at).to_string()
+/// An instant as all our JSON has it, of the time since 1970.
+pub fn instant(since: Duration) -> Result<String, Failure> {
+    let at = UNIX_EPOCH.checked_add(since).filter(|_| since < YEAR_10000);
+    let at = at.ok_or_else(|| Failure::bent("read a time"))?;
+    Ok(humantime::format_rfc3339_millis(at).to_string())
 }
+
+/// The first moment that RFC 3339 has no year for.
+const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
 /// The start of an id, as tables show it.
 pub fn short(id: &str) -> String {

@@ -12,7 +12,7 @@ use self::definition::Definition;
 use super::{
     Failure, Format,
     client::{Client, answer},
-    output::{Table, print, print_json, short, show},
+    output::{Removed, Table, remove_each, short, show},
     task::TaskView,
 };
 use crate::{
@@ -319,39 +319,15 @@ async fn inspect(client: &Client, format: Format, service: String) -> Result<(),
     })
 }
 
-/// Removes one after the other, up to the first that is refused.
 async fn remove(client: &Client, format: Format, services: Vec<String>) -> Result<(), Failure> {
-    let mut removed = Vec::new();
-    let mut failure = None;
-    for reference in services {
+    remove_each(format, services, async |reference| {
         let what = format!("remove service {reference}");
         let request = ServiceRequest { reference };
-        let call = async { answer(&what, client.services().await?.remove(request)).await };
-        match call.await {
-            Ok(answer) => {
-                let service: Service = parse(&what, &answer.service)?;
-                if format == Format::Table {
-                    print(&format!("{}\n", service.name));
-                }
-                removed
-                    .push(Removed { id: service.id.to_string(), name: service.name.to_string() });
-            }
-            Err(refused) => {
-                failure = Some(refused);
-                break;
-            }
-        }
-    }
-    if format == Format::Json {
-        print_json(&removed)?;
-    }
-    failure.map_or(Ok(()), Err)
-}
-
-#[derive(Debug, Serialize)]
-struct Removed {
-    id: String,
-    name: String,
+        let answer = answer(&what, client.services().await?.remove(request)).await?;
+        let service: Service = parse(&what, &answer.service)?;
+        Ok(Removed { id: service.id.to_string(), name: service.name.to_string() })
+    })
+    .await
 }
 
 fn parse(what: &str, text: &[u8]) -> Result<Service, Failure> {

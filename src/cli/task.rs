@@ -58,7 +58,7 @@ impl TaskView {
         let read = |summary: TaskSummary| {
             let task: Task =
                 serde_json::from_slice(&summary.task).map_err(|_| Failure::bent(what))?;
-            Ok((summary.service.clone(), task.slot, task.is_wanted(), Self::new(task, summary)))
+            Ok((summary.service.clone(), task.slot, task.is_wanted(), Self::new(task, summary)?))
         };
         let mut views = listed.tasks.into_iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
         views.sort_by(|a, b| {
@@ -68,7 +68,7 @@ impl TaskView {
         Ok(views.into_iter().map(|(.., view)| view).collect())
     }
 
-    fn new(task: Task, summary: TaskSummary) -> Self {
+    fn new(task: Task, summary: TaskSummary) -> Result<Self, Failure> {
         let (name, slot) = match task.slot {
             Slot::Replica(number) => (format!("{}.{number}", summary.service), Some(number)),
             Slot::Node(_) => (summary.service, None),
@@ -76,18 +76,18 @@ impl TaskView {
         let failed = task.status.exit.filter(|exit| *exit != Exit::Status(0));
         let error = task.status.message.or(failed.map(|exit| exit.to_string()));
         let addresses = summary.addresses.into_iter();
-        Self {
+        Ok(Self {
             id: task.id.to_string(),
             name,
             slot,
             node: Some(summary.node).filter(|node| !node.is_empty()),
             desired: task.desired,
             current: task.status.state,
-            since: instant(task.status.since_ms),
+            since: instant(Duration::from_millis(task.status.since_ms))?,
             addresses: addresses.map(|of| (of.network, of.addresses)).collect(),
             error,
             since_ms: task.status.since_ms,
-        }
+        })
     }
 
     /// Shows them.

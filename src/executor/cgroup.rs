@@ -1,6 +1,7 @@
 //! A task's limits, as control groups of version 1 or 2; none where it has none.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -10,7 +11,7 @@ use crate::types::{Limits, TaskId};
 /// The groups of a task, one a controller or one for all.
 #[derive(Debug, Default)]
 pub struct Cgroup {
-    groups: Vec<PathBuf>,
+    groups: BTreeSet<PathBuf>,
 }
 
 impl Cgroup {
@@ -23,40 +24,42 @@ impl Cgroup {
     }
 
     fn create_in(root: &Path, task: TaskId, limits: &Limits) -> Result<Self, String> {
-        let mut made = Self::default();
-        let unified = root.join("cgroup.controllers").exists();
+        let all = Self::of(root, task, limits);
+        let unified = is_unified(root);
         for (controller, files) in wanted(limits, unified) {
-            let base = if unified { root.to_owned() } else { root.join(controller) };
-            let parent = base.join("overlay");
-            let group = parent.join(task.to_string());
+            let base = base(root, controller);
+            let (parent, group) = (base.join(PARENT), group(root, controller, task));
             let make = || {
                 fs::create_dir_all(&parent)?;
                 if unified {
-                    let all = format!("+{controller}");
-                    fs::write(base.join("cgroup.subtree_control"), &all)?;
-                    fs::write(parent.join("cgroup.subtree_control"), &all)?;
+                    let name = format!("+{controller}");
+                    fs::write(base.join("cgroup.subtree_control"), &name)?;
+                    fs::write(parent.join("cgroup.subtree_control"), &name)?;
                 }
-                match fs::create_dir(&group) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    Ok(()) | Err(_) => {}
-                }
+                fs::create_dir_all(&group)?;
                 files.iter().try_for_each(|(file, value)| fs::write(group.join(file), value))
             };
-            let result = make();
-            if !made.groups.contains(&group) {
-                made.groups.push(group);
-            }
-            if let Err(error) = result {
-                made.remove();
+            if let Err(error) = make() {
+                all.remove();
                 return Err(format!(
                     "limit {controller}: control group {}: {error}; mount that controller writable on this node, or leave the limit out",
                     base.display()
                 ));
             }
         }
-        Ok(made)
+        Ok(all)
+    }
+
+    /// The groups that were made for a task with these limits.
+    pub fn existing(task: TaskId, limits: &Limits) -> Self {
+        Self::of(Path::new(ROOT), task, limits)
+    }
+
+    fn of(root: &Path, task: TaskId, limits: &Limits) -> Self {
+        let wanted = wanted(limits, is_unified(root)).into_iter();
+        let groups: BTreeSet<PathBuf> =
+            wanted.map(|(controller, _)| group(root, controller, task)).collect();
+        Self { groups }
     }
 
     /// Has the calling process, and what it starts, be in them.
@@ -65,21 +68,6 @@ impl Cgroup {
     /// They are gone, or full.
     pub fn join(&self) -> io::Result<()> {
         self.groups.iter().try_for_each(|group| fs::write(group.join("cgroup.procs"), "0"))
-    }
-
-    /// The groups of a task that were made before.
-    pub fn existing(task: TaskId, limits: &Limits) -> Self {
-        let root = Path::new(ROOT);
-        let unified = root.join("cgroup.controllers").exists();
-        let mut groups: Vec<PathBuf> = Vec::new();
-        for (controller, _) in wanted(limits, unified) {
-            let base = if unified { root.to_owned() } else { root.join(controller) };
-            let group = base.join("overlay").join(task.to_string());
-            if !groups.contains(&group) {
-                groups.push(group);
-            }
-        }
-        Self { groups }
     }
 
     /// Whether a process was killed because memory ran out in it.
@@ -101,6 +89,21 @@ impl Cgroup {
             let _ = fs::remove_dir(group);
         }
     }
+}
+
+/// Whether there is one hierarchy for all controllers.
+fn is_unified(root: &Path) -> bool {
+    root.join("cgroup.controllers").exists()
+}
+
+/// Where groups of a controller are.
+fn base(root: &Path, controller: &str) -> PathBuf {
+    if is_unified(root) { root.to_owned() } else { root.join(controller) }
+}
+
+/// A task's group of a controller.
+fn group(root: &Path, controller: &str, task: TaskId) -> PathBuf {
+    base(root, controller).join(PARENT).join(task.to_string())
 }
 
 /// The controllers that limits need, each with what is written to which of its files.
@@ -128,6 +131,7 @@ fn wanted(limits: &Limits, unified: bool) -> Vec<(&'static str, Vec<(&'static st
 }
 
 const ROOT: &str = "/sys/fs/cgroup";
+const PARENT: &str = "overlay";
 /// The kernel's own.
 const PERIOD_US: u64 = 100_000;
 

@@ -30,7 +30,7 @@ pub use self::{
     process::{Found, Process, StartError, forget, kept},
     supervisor::supervise,
 };
-use crate::types::{Exit, TaskId, TaskSpec, TaskState};
+use crate::types::{TaskId, TaskSpec};
 
 /// What a supervisor is to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,19 +43,6 @@ pub struct Definition {
     pub spec: TaskSpec,
     /// The folder of the node's volumes.
     pub volumes: PathBuf,
-}
-
-/// How far a task is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// How far.
-    pub state: TaskState,
-    /// Since when, in milliseconds since 1970.
-    pub since_ms: u64,
-    /// Why, where there is something to say.
-    pub message: Option<String>,
-    /// How its command ended.
-    pub exit: Option<Exit>,
 }
 
 /// What a supervisor is told.

@@ -23,11 +23,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Definition, Order, Report, TaskFolder};
+use super::{Definition, Order, TaskFolder};
 use crate::{
     io::{clock, disk},
     sys::enter_task_namespaces,
-    types::TaskState,
+    types::{TaskId, TaskState, TaskStatus},
 };
 
 /// A task whose supervisor is listened to.
@@ -44,7 +44,7 @@ pub enum Found {
     /// Its supervisor is there.
     Runs(Process),
     /// It has ended.
-    Ended(Report),
+    Ended(TaskStatus),
 }
 
 /// Why a task does not start.
@@ -108,19 +108,23 @@ impl Process {
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         let broken = || io::Error::other("its thread broke off");
         let spawned = joined.ok().and_then(Result::ok).ok_or_else(broken);
-        let child = spawned.and_then(|spawned| spawned).map_err(failed("start a supervisor"))?;
+        let mut child =
+            spawned.and_then(|spawned| spawned).map_err(failed("start a supervisor"))?;
         let said = pipe::Receiver::from_owned_fd(said.into()).map_err(failed("read a pipe"))?;
         let mut nothing = Vec::new();
         let ready = timeout(READY_WITHIN, said.take(64).read_to_end(&mut nothing)).await;
-        if ready.is_err() {
-            return Err(StartError::Rejected(
-                "its supervisor does not get ready; see whether a mount of it hangs".to_owned(),
-            ));
-        }
-        match Self::find(folder).await {
-            Found::Runs(process) => Ok((process, child)),
-            Found::Ended(report) => Err(StartError::Rejected(report.message.unwrap_or_default())),
-        }
+        let why = match ready {
+            Ok(_) => match Self::find(folder).await {
+                Found::Runs(process) => return Ok((process, child)),
+                Found::Ended(report) => report.message.unwrap_or_default(),
+            },
+            Err(_) => {
+                "its supervisor does not get ready; see whether a mount of it hangs".to_owned()
+            }
+        };
+        // Nobody else waits for this one, which ends at once unless its disk hangs.
+        drop(tokio::task::spawn_blocking(move || child.kill().and_then(|()| child.wait())));
+        Err(StartError::Rejected(why))
     }
 
     /// Finds the supervisor of a task that was started before, maybe by another process of the agent.
@@ -170,7 +174,7 @@ impl Process {
 
     /// Waits for the next report; after the one that the task has ended by, none is to be waited for. It
     /// may be dropped while it waits.
-    pub async fn next(&mut self) -> Report {
+    pub async fn next(&mut self) -> TaskStatus {
         match self.reports.next_line().await {
             Ok(Some(line)) => match serde_json::from_str(&line) {
                 Ok(report) => report,
@@ -194,10 +198,10 @@ fn is_alive(folder: &TaskFolder) -> bool {
 }
 
 /// How a task ended whose supervisor is gone.
-fn ended(folder: &TaskFolder) -> Report {
+fn ended(folder: &TaskFolder) -> TaskStatus {
     let kept = fs::read(folder.status()).ok();
     let kept = kept.and_then(|text| serde_json::from_slice(&text).ok());
-    kept.unwrap_or_else(|| Report {
+    kept.unwrap_or_else(|| TaskStatus {
         state: TaskState::Failed,
         since_ms: clock::now_ms(),
         message: Some("its supervisor was killed, and the command with it".to_owned()),
@@ -220,7 +224,7 @@ pub fn forget(folder: &TaskFolder) -> io::Result<()> {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn kept(state_dir: &Path) -> io::Result<Vec<crate::types::TaskId>> {
+pub fn kept(state_dir: &Path) -> io::Result<Vec<TaskId>> {
     let folder = match fs::read_dir(state_dir.join("tasks")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         folder => folder?,

@@ -13,7 +13,7 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::Path,
     pin::Pin,
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use super::{
-    Definition, Order, Report, TaskFolder,
+    Definition, Order, TaskFolder,
     cgroup::Cgroup,
     mounts,
     output::{Cutter, Line, Output, Stream},
@@ -41,7 +41,7 @@ use super::{
 use crate::{
     io::{clock, disk, machine},
     sys::kill_namespace,
-    types::{Exit, HealthCheck, TaskState},
+    types::{Exit, HealthCheck, TaskState, TaskStatus},
 };
 
 /// Runs the task in a folder to its end, as the first process of its namespaces. Standard output is
@@ -71,7 +71,7 @@ struct Supervisor {
     definition: Definition,
     cgroup: Cgroup,
     listener: UnixListener,
-    report: watch::Sender<Report>,
+    report: watch::Sender<TaskStatus>,
     output: Arc<Mutex<Output>>,
     /// What copies the command's output, and ends with that.
     copying: JoinSet<()>,
@@ -171,7 +171,7 @@ impl Supervisor {
     }
 
     /// Tells how the task ended if the order ended it.
-    async fn handle_order(&mut self, order: Order) -> Option<Report> {
+    async fn handle_order(&mut self, order: Order) -> Option<TaskStatus> {
         match order {
             Order::Start if self.command.is_none() && !self.stopping => self.start().await.err(),
             Order::Stop if self.command.is_none() => Some(report(TaskState::Shutdown, None, None)),
@@ -184,7 +184,7 @@ impl Supervisor {
         }
     }
 
-    async fn start(&mut self) -> Result<(), Report> {
+    async fn start(&mut self) -> Result<(), TaskStatus> {
         let rejected = |why: String| report(TaskState::Rejected, Some(why), None);
         let (pid, said) =
             self.spawn().await.map_err(|error| rejected(format!("start the command: {error}")))?;
@@ -215,8 +215,7 @@ impl Supervisor {
         let child = command.spawn()?;
         // The ends that the child has are its own.
         drop(command);
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("the child has no number"))?;
+        let pid = number(&child)?;
         for (pipe, stream) in [(out, Stream::Out), (err, Stream::Err)] {
             self.copying.spawn(copy(pipe, stream, self.output.clone()));
         }
@@ -270,9 +269,7 @@ impl Supervisor {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("overlayd").args(["task", "check"]).arg(self.folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        pid.ok_or_else(|| io::Error::other("the child has no number"))
+        number(&command.spawn()?)
     }
 
     fn handle_checked(&mut self, well: bool) {
@@ -299,7 +296,7 @@ impl Supervisor {
     }
 
     /// How the task ended, of which the command ended so.
-    fn ended(&self, status: WaitStatus) -> Report {
+    fn ended(&self, status: WaitStatus) -> TaskStatus {
         let exit = match (status.exit_status(), status.terminating_signal()) {
             (Some(status), _) => Exit::Status(status),
             (None, signal) => Exit::Signal(signal.unwrap_or(0)),
@@ -316,7 +313,7 @@ impl Supervisor {
     }
 
     /// Ends all that is left, keeps how it ended, and tells whoever listens.
-    async fn end(mut self, ended: Report, mut children: Signals, mut clients: JoinSet<()>) {
+    async fn end(mut self, ended: TaskStatus, mut children: Signals, mut clients: JoinSet<()>) {
         kill_namespace();
         // Nothing is left when there is nobody to wait for.
         while !matches!(wait(WaitOptions::NOHANG), Err(Errno::CHILD)) {
@@ -333,7 +330,7 @@ impl Supervisor {
         let _ = fs::remove_file(self.folder.socket());
     }
 
-    fn tell(&self, mut report: Report) {
+    fn tell(&self, mut report: TaskStatus) {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lost) = output.lost.as_ref().filter(|_| report.message.is_none()) {
             report.message = Some(format!("its log is not kept: {lost}"));
@@ -361,7 +358,7 @@ async fn until(when: Option<Instant>) {
 async fn serve(
     client: UnixStream,
     orders: mpsc::Sender<Order>,
-    mut reports: watch::Receiver<Report>,
+    mut reports: watch::Receiver<TaskStatus>,
 ) {
     let (read, mut write) = client.into_split();
     let mut lines = BufReader::new(read.take(MAX_ORDERS)).lines();
@@ -400,6 +397,12 @@ async fn copy(mut pipe: pipe::Receiver, stream: Stream, output: Arc<Mutex<Output
     cutter.finish(write);
 }
 
+/// The number of a child, which is reaped by it and not by its handle.
+fn number(child: &Child) -> io::Result<Pid> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::Error::other("the child has no number"))
+}
+
 fn pipe_pair() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = io::pipe()?;
     Ok((pipe::Receiver::from_owned_fd(read.into())?, write.into()))
@@ -433,12 +436,12 @@ fn bind(folder: &TaskFolder) -> Result<UnixListener, String> {
     bind().map_err(|error| format!("listen in {}: {error}", folder.path().display()))
 }
 
-fn report(state: TaskState, message: Option<String>, exit: Option<Exit>) -> Report {
-    Report { state, since_ms: clock::now_ms(), message, exit }
+fn report(state: TaskState, message: Option<String>, exit: Option<Exit>) -> TaskStatus {
+    TaskStatus { state, since_ms: clock::now_ms(), message, exit }
 }
 
 /// Keeps how the task ended.
-fn keep(folder: &TaskFolder, report: &Report) -> io::Result<()> {
+fn keep(folder: &TaskFolder, report: &TaskStatus) -> io::Result<()> {
     disk::replace(&folder.status(), &serde_json::to_vec(report)?)
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::pending,
     iter,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,12 +11,12 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::{Notify, broadcast, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tracing::{info, warn};
 
 use super::{
-    Shared,
+    Shared, after,
     report::{Said, Told},
     watching::Streams,
 };
@@ -253,14 +252,8 @@ impl LivenessTask {
                 self.handle(verdicts).await;
                 continue;
             }
-            let due = async {
-                match wait {
-                    Some(wait) => sleep(wait).await,
-                    None => pending().await,
-                }
-            };
             tokio::select! {
-                () = due => {}
+                () = after(wait) => {}
                 () = watch.sooner.notified() => {}
                 Ok(()) = progress.changed(), if !self.returning.is_empty() => {
                     self.note_returned().await;

@@ -37,6 +37,7 @@ mod watching;
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File},
+    future::pending,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -50,7 +51,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{Semaphore, mpsc, oneshot, watch},
     task::{JoinError, JoinHandle, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tonic::{Request, Status, transport::Server};
 use tracing::{info, warn};
@@ -465,6 +466,14 @@ impl Shared {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         while sessions.try_join_next().is_some() {}
         sessions.spawn(task);
+    }
+}
+
+/// Waits so long; for ever where nothing is due.
+async fn after(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => sleep(wait).await,
+        None => pending().await,
     }
 }
 

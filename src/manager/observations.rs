@@ -15,7 +15,7 @@ use crate::{
     api::{Malformed, parse_id, proto::TaskReport},
     engine::cluster::{Command, Observed, State, TaskChange},
     io::clock,
-    types::{Exit, NodeId, Resources, TaskId, TaskState},
+    types::{NodeId, Resources, TaskId, TaskState, TaskStatus},
 };
 
 /// What waits.
@@ -61,19 +61,12 @@ impl Observations {
 /// What a report says, as far as the state takes it.
 fn read(node: NodeId, report: &TaskReport) -> Result<Observed, Malformed> {
     let bent = |why: String| Malformed { field: "report", why };
-    #[derive(serde::Deserialize)]
-    struct Report {
-        state: TaskState,
-        since_ms: u64,
-        message: Option<String>,
-        exit: Option<Exit>,
-    }
     let task = parse_id("task", &report.task)?;
-    let Report { state, since_ms, message, exit } =
+    let mut status: TaskStatus =
         serde_json::from_slice(&report.report).map_err(|error| bent(error.to_string()))?;
-    match state {
+    match status.state {
         TaskState::Pending | TaskState::Assigned | TaskState::Orphaned => {
-            return Err(bent(format!("a node does not say that a task is {state}")));
+            return Err(bent(format!("a node does not say that a task is {}", status.state)));
         }
         TaskState::Accepted
         | TaskState::Preparing
@@ -86,7 +79,8 @@ fn read(node: NodeId, report: &TaskReport) -> Result<Observed, Malformed> {
         | TaskState::Rejected => {}
     }
     let short = |message: String| message.chars().take(MAX_MESSAGE_CHARS).collect();
-    Ok(Observed { task, node, state, since_ms, message: message.map(short), exit })
+    status.message = status.message.map(short);
+    Ok(Observed { task, node, status })
 }
 
 /// The task; may be aborted, and nodes say all of it again to another manager.
@@ -129,8 +123,8 @@ impl Observations {
             state.task(observed.task).is_some_and(|task| {
                 task.node == Some(observed.node)
                     && !task.has_ended()
-                    && (task.status.state, &task.status.message, task.status.exit)
-                        != (observed.state, &observed.message, observed.exit)
+                    && task.status
+                        != TaskStatus { since_ms: task.status.since_ms, ..observed.status.clone() }
             })
         };
         let tasks = std::mem::take(&mut waiting.tasks);
@@ -178,6 +172,7 @@ const RETRY: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Exit;
 
     fn report(text: &str) -> TaskReport {
         let task = TaskId::from_u128(7).to_bytes().to_vec();
@@ -192,10 +187,12 @@ mod tests {
         let observed = Observed {
             task: TaskId::from_u128(7),
             node,
-            state: TaskState::Failed,
-            since_ms: 5,
-            message: Some("oops".to_owned()),
-            exit: Some(Exit::Status(3)),
+            status: TaskStatus {
+                state: TaskState::Failed,
+                since_ms: 5,
+                message: Some("oops".to_owned()),
+                exit: Some(Exit::Status(3)),
+            },
         };
         assert_eq!(read(said), Ok(observed));
         for state in ["pending", "assigned", "orphaned"] {
@@ -206,7 +203,7 @@ mod tests {
         assert!(read("{").is_err());
         let long = "x".repeat(10_000);
         let said = format!(r#"{{"state":"running","since_ms":5,"message":"{long}","exit":null}}"#);
-        let message = read(&said).unwrap().message.unwrap();
+        let message = read(&said).unwrap().status.message.unwrap();
         assert_eq!(message.len(), MAX_MESSAGE_CHARS);
     }
 
@@ -219,7 +216,7 @@ mod tests {
             observations.handle_report(node, &report(&text)).unwrap();
         };
         let waiting =
-            || observations.locked().tasks.values().map(|of| of.state).collect::<Vec<_>>();
+            || observations.locked().tasks.values().map(|of| of.status.state).collect::<Vec<_>>();
         say("starting");
         say("running");
         assert_eq!(waiting(), [TaskState::Running]);

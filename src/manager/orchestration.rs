@@ -2,7 +2,6 @@
 //! asks for is proposed.
 
 use std::{
-    future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +9,7 @@ use std::{
 use tokio::{sync::Notify, time::sleep};
 use tracing::{debug, error, warn};
 
-use super::{Shared, log::ProposeError, random};
+use super::{Shared, after, log::ProposeError, random};
 use crate::{
     engine::cluster::{
         Event, State,
@@ -101,14 +100,8 @@ impl OrchestrationTask {
             if asked {
                 continue;
             }
-            let due = async {
-                match wait {
-                    Some(wait) => sleep(wait).await,
-                    None => pending().await,
-                }
-            };
             tokio::select! {
-                () = due => {}
+                () = after(wait) => {}
                 () = orchestration.changed.notified() => {}
             }
         }

@@ -376,6 +376,16 @@ impl UpdateState {
     }
 }
 
+impl Service {
+    /// How many tasks it is to have now: one that leaves, none.
+    pub fn mode(&self) -> Mode {
+        match self.leaving {
+            true => Mode::Replicated { replicas: 0 },
+            false => self.spec.mode,
+        }
+    }
+}
+
 impl Constraint {
     /// Whether it holds of a node.
     pub fn holds(&self, node: &Node) -> bool {

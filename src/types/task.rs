@@ -152,6 +152,16 @@ impl Task {
     }
 }
 
+impl Slot {
+    /// The node of a slot that is one's.
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Self::Replica(_) => None,
+            Self::Node(node) => Some(node),
+        }
+    }
+}
+
 impl TaskState {
     /// Whether nothing comes after it.
     pub fn has_ended(self) -> bool {

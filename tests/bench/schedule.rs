@@ -13,7 +13,7 @@ use overlay::{
     },
     types::{
         Desired, Mode, Moment, NodeId, NodeStatus, Resources, ServiceId, ServiceSpec, Task, TaskId,
-        TaskSpec, TaskState, UpdatePolicy,
+        TaskSpec, TaskState, TaskStatus, UpdatePolicy,
     },
 };
 
@@ -130,10 +130,7 @@ impl World {
         let observed = |task: &Task| Observed {
             task: task.id,
             node: task.node.expect("a node"),
-            state,
-            since_ms: 0,
-            message: None,
-            exit: None,
+            status: TaskStatus { state, since_ms: 0, message: None, exit: None },
         };
         let tasks = tasks.iter().filter_map(|task| self.state.task(*task));
         let changes = tasks.map(observed).map(TaskChange::Observe).collect();

@@ -9,11 +9,10 @@ use std::{
 };
 
 use overlay::{
-    executor::{
-        Definition, Found, Process, Report, StartError, TaskFolder, forget, kept, read_lines,
-    },
+    executor::{Definition, Found, Process, StartError, TaskFolder, forget, kept, read_lines},
     types::{
         EnvVar, Exit, HealthCheck, Limits, Mount, MountSource, Stop, TaskId, TaskSpec, TaskState,
+        TaskStatus,
     },
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -53,7 +52,7 @@ impl Bed {
     }
 
     /// Runs it to its end; returns how that was and what was said.
-    async fn to_its_end(&self, spec: TaskSpec) -> (Report, Vec<String>) {
+    async fn to_its_end(&self, spec: TaskSpec) -> (TaskStatus, Vec<String>) {
         let (mut process, mut child) = self.run(spec).await;
         let ended = end(&mut process).await;
         child.wait().unwrap();
@@ -96,7 +95,7 @@ impl Drop for Bed {
     }
 }
 
-async fn next(process: &mut Process) -> Report {
+async fn next(process: &mut Process) -> TaskStatus {
     timeout(Duration::from_secs(20), process.next()).await.expect("a report")
 }
 
@@ -104,7 +103,7 @@ async fn state(process: &mut Process, state: TaskState) {
     while next(process).await.state != state {}
 }
 
-async fn end(process: &mut Process) -> Report {
+async fn end(process: &mut Process) -> TaskStatus {
     loop {
         let report = next(process).await;
         if report.state.has_ended() {
@@ -184,6 +183,13 @@ async fn what_cannot_run_here_is_rejected_with_a_sentence() {
         let bed = Bed::new(4);
         assert_eq!(bed.rejected(spec).await, sentence);
     }
+    // Their supervisors were waited for; those of other tests are at once.
+    let none_waits = async {
+        while processes().any(is_ended_child) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), none_waits).await.expect("somebody waits for supervisors");
     let why = Bed::new(5).rejected(limits(None, Some(1 << 60))).await;
     assert!(why.starts_with("a memory limit of 1152921504606846976 bytes is above the "), "{why}");
 }
@@ -361,6 +367,14 @@ fn inside(namespace: &Path) -> Vec<u32> {
         of_process.is_ok_and(|of_process| of_process == namespace)
     };
     processes().filter(is_inside).collect()
+}
+
+/// Whether a process is a child of this one that has ended and that nobody has waited for.
+fn is_ended_child(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let mut after_name = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let (state, parent) = (after_name.next(), after_name.next());
+    state == Some("Z") && parent == Some(&std::process::id().to_string())
 }
 
 fn processes() -> impl Iterator<Item = u32> {

@@ -8,8 +8,8 @@ use super::{
     Applied, CreateEndpoint, Event, Kind, Outcome, Refusal, State, limits::MAX_TASKS_KEPT,
 };
 use crate::types::{
-    Desired, EndpointId, Exit, Name, Node, NodeId, NodeStatus, NodeTask, ServiceId, Slot, Task,
-    TaskId, TaskState, TaskStatus,
+    Desired, EndpointId, Name, Node, NodeId, NodeStatus, NodeTask, ServiceId, Slot, Task, TaskId,
+    TaskState, TaskStatus,
 };
 
 /// See [`Command::ChangeTasks`](super::Command::ChangeTasks).
@@ -84,13 +84,7 @@ pub struct Observed {
     /// The node that says it.
     pub node: NodeId,
     /// How far the task is.
-    pub state: TaskState,
-    /// Since when, in milliseconds since 1970.
-    pub since_ms: u64,
-    /// Why, where there is something to say.
-    pub message: Option<String>,
-    /// How its command ended.
-    pub exit: Option<Exit>,
+    pub status: TaskStatus,
 }
 
 impl State {
@@ -307,14 +301,13 @@ impl State {
 
     /// Only the task's node is listened to, and only about how the task goes on.
     fn observe(&mut self, observed: Observed, events: &mut Vec<Event>) {
-        let Observed { task: id, node, state, since_ms, message, exit } = observed;
+        let Observed { task: id, node, status } = observed;
         let Some(task) = self.tasks.get_mut(&id).filter(|task| task.node == Some(node)) else {
             return;
         };
-        let status = TaskStatus { state, since_ms, message, exit };
         let goes_on = match task.status.state.has_ended() {
             true => false,
-            false => state >= task.status.state && status != task.status,
+            false => status.state >= task.status.state && status != task.status,
         };
         if goes_on {
             task.status = status;

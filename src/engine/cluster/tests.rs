@@ -12,7 +12,7 @@ use crate::{
     engine::membership::{Replica, Table},
     types::{
         Availability, Desired, Mode, NodeStatus, Peer, Psk, Role, ServiceSpec, Slot, TaskNetwork,
-        TaskSpec, TaskState, UpdatePolicy, VersionRange, Vni,
+        TaskSpec, TaskState, TaskStatus, UpdatePolicy, VersionRange, Vni,
     },
 };
 
@@ -65,7 +65,7 @@ impl Log {
     }
 }
 
-fn create_cluster(pool: &str, mask_length: u8) -> Command {
+pub(super) fn create_cluster(pool: &str, mask_length: u8) -> Command {
     let cluster = Cluster {
         id: [9; 16],
         pool: pool.parse().unwrap(),
@@ -88,7 +88,7 @@ fn create_cluster(pool: &str, mask_length: u8) -> Command {
     Command::CreateCluster { cluster, secrets }
 }
 
-fn register(id: u128) -> RegisterNode {
+pub(super) fn register(id: u128) -> RegisterNode {
     let last = u8::try_from(id % 250).unwrap();
     let node = Node {
         id: NodeId::from_u128(id),
@@ -108,7 +108,7 @@ fn register(id: u128) -> RegisterNode {
     RegisterNode { node, name: NameChoice::Exact, underlays: Vec::new(), token }
 }
 
-fn net(id: u128) -> CreateNetwork {
+pub(super) fn net(id: u128) -> CreateNetwork {
     CreateNetwork {
         id: NetworkId::from_u128(id),
         name: format!("net{id}").parse().unwrap(),
@@ -623,10 +623,7 @@ fn task_change() -> impl Strategy<Value = Command> {
             _ => TaskChange::Observe(Observed {
                 task,
                 node,
-                state,
-                since_ms: 1,
-                message: None,
-                exit: None,
+                status: TaskStatus { state, since_ms: 1, message: None, exit: None },
             }),
         };
         Command::ChangeTasks { changes: vec![change], now_ms: 1 }

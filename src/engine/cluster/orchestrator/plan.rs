@@ -72,26 +72,6 @@ impl Plan {
     }
 }
 
-impl Service {
-    /// How many tasks it has; one that leaves, none.
-    pub(super) fn mode(&self) -> Mode {
-        match self.leaving {
-            true => Mode::Replicated { replicas: 0 },
-            false => self.spec.mode,
-        }
-    }
-}
-
-impl Slot {
-    /// The node of a slot that is one's.
-    pub(super) fn node(self) -> Option<NodeId> {
-        match self {
-            Self::Replica(_) => None,
-            Self::Node(node) => Some(node),
-        }
-    }
-}
-
 impl Orchestrator {
     /// Plans what a slot needs.
     pub(super) fn settle(

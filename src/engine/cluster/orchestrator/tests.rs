@@ -7,13 +7,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     engine::cluster::{
-        Cluster, CreateNetwork, CreateService, Ipv6, NameChoice, Observed, RegisterNode, Secrets,
-        TokenUse, UpdateNode, UpdateService,
+        CreateNetwork, CreateService, NameChoice, Observed, RegisterNode, TokenUse, UpdateNode,
+        UpdateService,
+        tests::{create_cluster, net, register},
     },
     types::{
         Availability, Desired, Exit, FailureAction, NetworkId, Node, NodeStatus, Resources,
-        RestartCondition, Role, ServiceSpec, TaskNetwork, TaskSpec, UpdateOrder, UpdatePolicy,
-        UpdateState, VersionRange,
+        RestartCondition, Role, ServiceSpec, TaskNetwork, TaskSpec, TaskStatus, UpdateOrder,
+        UpdatePolicy, UpdateState,
     },
 };
 
@@ -46,7 +47,7 @@ struct World {
 impl World {
     fn new(nodes: u128) -> Self {
         let mut state = State::default();
-        state.apply(1, create_cluster()).unwrap();
+        state.apply(1, create_cluster("10.0.0.0/8", 29)).unwrap();
         let now = Moment::from_nanos(1_000_000_000_000);
         let orchestrator = Orchestrator::new(&state, now);
         let mut world = Self {
@@ -60,7 +61,7 @@ impl World {
             breaks: false,
             stop_takes: Duration::ZERO,
             stopping: BTreeMap::new(),
-            applied: vec![create_cluster()],
+            applied: vec![create_cluster("10.0.0.0/8", 29)],
             most_running: 0,
             starts_first: BTreeSet::new(),
         };
@@ -145,10 +146,7 @@ impl World {
             changes.push(TaskChange::Observe(Observed {
                 task,
                 node,
-                state,
-                since_ms,
-                message: None,
-                exit,
+                status: TaskStatus { state, since_ms, message: None, exit },
             }));
         }
         let now_ms = self.now_ms();
@@ -235,7 +233,8 @@ impl World {
         let node = self.state.task(task).and_then(|task| task.node).unwrap();
         let exit = Some(Exit::Status(i32::from(state != TaskState::Complete)));
         let since_ms = self.now_ms();
-        let observed = Observed { task, node, state, since_ms, message: None, exit };
+        let observed =
+            Observed { task, node, status: TaskStatus { state, since_ms, message: None, exit } };
         let changes = vec![TaskChange::Observe(observed)];
         self.apply(Command::ChangeTasks { changes, now_ms: self.now_ms() });
         self.settle();
@@ -296,48 +295,12 @@ fn at(task: &Task) -> String {
     }
 }
 
-fn create_cluster() -> Command {
-    let cluster = Cluster {
-        id: [7; 16],
-        pool: "10.0.0.0/8".parse().unwrap(),
-        mask_length: 29,
-        ula: "fd00:1:2::/48".parse().unwrap(),
-        data_port: 7790,
-        certificate_life_s: 3600,
-        heartbeat_ms: 1000,
-    };
-    let secrets = Secrets {
-        root: vec![1],
-        root_key: vec![2],
-        token_key: vec![3],
-        cluster_secret: vec![4],
-        epoch: 1,
-        older: None,
-        root_rotations: 0,
-        former_roots: Vec::new(),
-    };
-    Command::CreateCluster { cluster, secrets }
-}
-
+/// A node that is heard; the first is a manager.
 fn node(number: u128) -> Node {
-    Node {
-        id: NodeId::from_u128(number),
-        name: format!("n{number}").parse().unwrap(),
-        role: if number == 1 { Role::Manager } else { Role::Worker },
-        availability: Availability::Active,
-        status: NodeStatus::Ready,
-        advertise_addr: format!("192.0.2.{}:2377", number % 250).parse().unwrap(),
-        data_addr: format!("192.0.2.{}:7790", number % 250).parse().unwrap(),
-        underlay_mtu: 1500,
-        public_key: {
-            let mut key = [0; 32];
-            key[..16].copy_from_slice(&number.to_be_bytes());
-            key
-        },
-        versions: VersionRange { lowest: 1, highest: 1 },
-        version: "1".into(),
-        labels: BTreeMap::new(),
-    }
+    let mut public_key = [0; 32];
+    public_key[..16].copy_from_slice(&number.to_be_bytes());
+    let role = if number == 1 { Role::Manager } else { Role::Worker };
+    Node { role, status: NodeStatus::Ready, public_key, ..register(number).node }
 }
 
 fn replicated(replicas: u32) -> ServiceSpec {
@@ -352,20 +315,6 @@ fn replicated(replicas: u32) -> ServiceSpec {
 
 fn global() -> ServiceSpec {
     ServiceSpec { mode: Mode::Global, ..replicated(0) }
-}
-
-fn network(id: u128) -> CreateNetwork {
-    CreateNetwork {
-        id: NetworkId::from_u128(id),
-        name: format!("net{id}").parse().unwrap(),
-        subnets: Vec::new(),
-        gateways: Vec::new(),
-        ipv6: Ipv6::None,
-        mtu: None,
-        internal: false,
-        vni: None,
-        labels: BTreeMap::new(),
-    }
 }
 
 fn secs(number: u64) -> Duration {
@@ -636,7 +585,7 @@ fn others_go_before_a_node_where_a_service_keeps_failing() {
 fn addresses_come_and_go_with_the_task() {
     let mut world = World::new(2);
     let blue = NetworkId::from_u128(9);
-    world.apply(Command::CreateNetwork(network(9)));
+    world.apply(Command::CreateNetwork(net(9)));
     let mut spec = replicated(6);
     spec.task.networks = vec![TaskNetwork { network: blue, aliases: Vec::new() }];
     world.create(1, spec);
@@ -915,7 +864,7 @@ proptest! {
         world.stop_takes = secs(2);
         world.apply(Command::CreateNetwork(CreateNetwork {
             subnets: vec!["10.9.0.0/24".parse().unwrap()],
-            ..network(9)
+            ..net(9)
         }));
         for step in steps {
             world.befall(step);
